@@ -1,0 +1,58 @@
+# dicomnode: `make help` lists what there is. Everything happens in .venv, made on first use.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format docs bench soak system clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv with everything the node, its tests and the demo need
+
+$(STAMP): pyproject.toml constraints.txt
+	@bash scripts/preflight.sh "$(PYTHON)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install -q --upgrade pip
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[train]' --group dev
+	@touch $@
+
+demo: install ## a node, a workstation and a PACS: from a study to a Structured Report
+	$(BIN)/python -m dicomnode.cli.demo
+
+test: install ## tests that need no extra server
+	$(PYTEST) -m "not integration and not slow" tests/unit
+
+test-all: install system ## all tests, with DCMTK, validators and strace
+	$(PYTEST) tests/unit tests/integration
+
+system:
+	@bash scripts/system-packages.sh
+
+lint: install ## ruff, mypy strict, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PYTEST) -q tests/unit/test_architecture.py
+
+format: install ## ruff format and its fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: install ## write config/dicomnode.toml and the generated pages of docs/
+	$(BIN)/python -m dicomnode.config toml > config/dicomnode.toml
+	$(BIN)/python -m dicomnode.config markdown > docs/settings.md
+
+bench: install system ## all benchmarks, into docs/benchmarks.md
+	$(BIN)/python -m benchmarks
+
+soak: install system ## long campaigns, seeded and resumable; log in .cache/soak
+	$(BIN)/python -m tests.soak
+
+clean: ## remove what was built
+	rm -rf $(VENV) build dist demo-output

@@ -1,0 +1,225 @@
+"""Studies, patients and findings of the repository. De-identified throughout; every write is idempotent.
+
+A step of the workflow may run again after a kill, so adding the same study twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from dicomnode.archive import schema as t
+from dicomnode.archive.records import InstanceRecord
+from dicomnode.domain import Finding, FindingStatus, Pseudonym, PseudoUid
+from dicomnode.errors import NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInstance:
+    """An object of the archive: its record, where its file is (relative), and the file's SHA-256."""
+
+    record: InstanceRecord
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class KnownInstance:
+    """An instance that the catalogue already holds."""
+
+    uid: PseudoUid
+    path: str
+    sha256: str
+
+
+class Catalogue:
+    """Queries and writes over the tables of ``archive.schema``."""
+
+    def __init__(self, engine: Engine, *, organisation: str = "") -> None:
+        self.engine = engine
+        self._organisation = organisation
+
+    def add_study(self, instances: Sequence[StoredInstance], *, source: str) -> None:
+        """Add or complete one study in one transaction. All instances belong to it."""
+        if not instances:
+            return
+        first = instances[0].record
+        now = time.time()
+        with self.engine.begin() as db:
+            patient = _ensure(
+                db, t.patients, {"pseudonym": first.patient}, {"sex": first.sex, "excluded": False, "created": now}
+            )
+            study = _ensure(
+                db,
+                t.studies,
+                {"uid": first.study_uid},
+                {
+                    "patient_id": patient,
+                    "date": first.study_date,
+                    "modality": first.modality,
+                    "description": first.study_description,
+                    "body_part": first.body_part,
+                    "age_band": first.age_band,
+                    "manufacturer": first.manufacturer,
+                    "organisation": self._organisation[:64],
+                    "source": source,
+                    "status": FindingStatus.UNKNOWN.value,
+                    "created": now,
+                },
+            )
+            series: dict[str, int] = {}
+            for item in instances:
+                rec = item.record
+                if rec.series_uid not in series:
+                    series[rec.series_uid] = _ensure(
+                        db,
+                        t.series,
+                        {"uid": rec.series_uid},
+                        {
+                            "study_id": study,
+                            "modality": rec.modality,
+                            "number": rec.series_number,
+                            "description": rec.series_description,
+                        },
+                    )
+                _ensure(db, t.instances, {"uid": rec.uid}, _instance_row(item, series[rec.series_uid]))
+
+    def known_instances(self, study: PseudoUid) -> list[KnownInstance]:
+        """Instances of a study in the archive, by UID."""
+        query = (
+            sa.select(t.instances.c.uid, t.instances.c.path, t.instances.c.sha256)
+            .join(t.series, t.series.c.id == t.instances.c.series_id)
+            .join(t.studies, t.studies.c.id == t.series.c.study_id)
+            .where(t.studies.c.uid == study)
+            .order_by(t.instances.c.uid)
+        )
+        with self.engine.connect() as db:
+            return [KnownInstance(PseudoUid(r.uid), r.path, r.sha256) for r in db.execute(query)]
+
+    def mark_chosen(self, choices: dict[PseudoUid, str]) -> None:
+        """Record why each series was embedded (a stable word)."""
+        with self.engine.begin() as db:
+            for uid, reason in choices.items():
+                db.execute(t.series.update().where(t.series.c.uid == uid).values(chosen=reason[:64]))
+
+    def set_findings(self, study: PseudoUid, findings: Iterable[Finding], status: FindingStatus) -> None:
+        """Replace a study's findings and its status.
+
+        Raises
+        ------
+        NotFound
+            If the catalogue does not hold the study.
+        """
+        with self.engine.begin() as db:
+            study_id = db.execute(sa.select(t.studies.c.id).where(t.studies.c.uid == study)).scalar()
+            if study_id is None:
+                raise NotFound("no such study in the repository")
+            db.execute(t.findings.delete().where(t.findings.c.study_id == study_id))
+            for f in findings:
+                db.execute(
+                    t.findings.insert().values(
+                        study_id=study_id,
+                        system=f.system[:32],
+                        code=f.code[:64],
+                        display=f.display[:255],
+                        source=f.source[:64] or "stated",
+                    )
+                )
+            db.execute(t.studies.update().where(t.studies.c.id == study_id).values(status=status.value))
+
+    def findings(self, study: PseudoUid) -> list[Finding]:
+        """Findings of a study."""
+        query = sa.select(t.findings).join(t.studies).where(t.studies.c.uid == study).order_by(t.findings.c.id)
+        with self.engine.connect() as db:
+            return [Finding(r.system, r.code, r.display, r.source) for r in db.execute(query)]
+
+    def patient_of(self, study: PseudoUid) -> Pseudonym | None:
+        """Pseudonym of the study's patient, None when the study is not here."""
+        query = sa.select(t.patients.c.pseudonym).join(t.studies).where(t.studies.c.uid == study)
+        with self.engine.connect() as db:
+            value = db.execute(query).scalar()
+        return None if value is None else Pseudonym(value)
+
+    def studies_of(self, patient: Pseudonym) -> list[PseudoUid]:
+        """Studies of a patient."""
+        query = sa.select(t.studies.c.uid).join(t.patients).where(t.patients.c.pseudonym == patient)
+        with self.engine.connect() as db:
+            return [PseudoUid(u) for u in db.execute(query).scalars()]
+
+    def remove_study(self, study: PseudoUid) -> bool:
+        """Remove a study's rows, and its patient's when it was the last. Returns whether it was there."""
+        with self.engine.begin() as db:
+            row = db.execute(sa.select(t.studies.c.id, t.studies.c.patient_id).where(t.studies.c.uid == study)).first()
+            if row is None:
+                return False
+            db.execute(t.studies.delete().where(t.studies.c.id == row.id))
+            left = db.execute(
+                sa.select(sa.func.count()).select_from(t.studies).where(t.studies.c.patient_id == row.patient_id)
+            ).scalar_one()
+            if left == 0:
+                db.execute(t.patients.delete().where(t.patients.c.id == row.patient_id, ~t.patients.c.excluded))
+        return True
+
+    def exclude_patient(self, patient: Pseudonym) -> None:
+        """Keep a patient's studies out of every search from now on.
+
+        Raises
+        ------
+        NotFound
+            If the catalogue holds no such patient.
+        """
+        with self.engine.begin() as db:
+            done = db.execute(t.patients.update().where(t.patients.c.pseudonym == patient).values(excluded=True))
+            if done.rowcount == 0:
+                raise NotFound("no such patient in the repository")
+
+    def note(self, study: PseudoUid, event: str, detail: dict[str, Any]) -> None:
+        """Append to the provenance of a study; an identical note is not repeated (steps may run again)."""
+        with self.engine.begin() as db:
+            same = db.execute(
+                sa.select(t.provenance.c.detail).where(t.provenance.c.study_uid == study, t.provenance.c.event == event)
+            ).scalars()
+            if detail in list(same):
+                return
+            db.execute(t.provenance.insert().values(study_uid=study, event=event, detail=detail, created=time.time()))
+
+    def get(self, key: str) -> str | None:
+        """A value that binds this repository (model_id, vault check)."""
+        with self.engine.connect() as db:
+            return db.execute(sa.select(t.nodes.c.value).where(t.nodes.c.key == key)).scalar()
+
+    def put(self, key: str, value: str) -> None:
+        """Set such a value."""
+        with self.engine.begin() as db:
+            db.execute(t.nodes.delete().where(t.nodes.c.key == key))
+            db.execute(t.nodes.insert().values(key=key, value=value))
+
+
+def _ensure(db: Connection, table: sa.Table, unique: dict[str, Any], values: dict[str, Any]) -> int:
+    """Id of the row with these unique values, inserted when missing. The transaction is IMMEDIATE: no race."""
+    where = [table.c[k] == v for k, v in unique.items()]
+    found = db.execute(sa.select(table.c.id).where(*where)).scalar()
+    if found is not None:
+        return int(found)
+    return int(db.execute(table.insert().values(**unique, **values)).inserted_primary_key[0])  # type: ignore[index]
+
+
+def _instance_row(item: StoredInstance, series_id: int) -> dict[str, Any]:
+    rec = item.record
+    return {
+        "series_id": series_id,
+        "sop_class": rec.sop_class,
+        "transfer_syntax": rec.transfer_syntax,
+        "number": rec.number,
+        "frames": rec.frames,
+        "rows": rec.rows,
+        "columns": rec.columns,
+        "path": item.path,
+        "sha256": item.sha256,
+        "bytes": rec.bytes,
+    }

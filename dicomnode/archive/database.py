@@ -1,0 +1,45 @@
+"""Opens the node's databases: SQLite in WAL with synchronous=FULL, or PostgreSQL by URL.
+
+One function, so that every process has the same durability: with synchronous=FULL a committed row survives a
+power cut (sqlite.org/pragma.html#pragma_synchronous). Never shares a connection between processes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.pool import NullPool
+
+BUSY_TIMEOUT_MS = 30_000  # a writer waits for another process's commit, it does not fail
+
+
+def open_engine(target: Path | str, *, pooled: bool = True) -> Engine:
+    """Engine for a SQLite file (``Path``) or a database URL (``str``).
+
+    SQLite transactions begin IMMEDIATE when written to through ``engine.begin()``: a reader that turns writer in
+    mid-transaction would otherwise fail with "database is locked" however long it waits.
+    """
+    url = f"sqlite:///{target}" if isinstance(target, Path) else target
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_pre_ping=True)
+    options: dict[str, Any] = {} if pooled else {"poolclass": NullPool}
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}, **options)
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions behind our back
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Any) -> None:
+        read_only = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine

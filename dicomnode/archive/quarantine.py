@@ -1,0 +1,93 @@
+"""What is held until a person decides: reason, place and the command that solves it. De-identified.
+
+The objects themselves stay in the spool (identified zone) as jobs in state "quarantined"; a row here points at the
+job and tells people about it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Engine
+
+from dicomnode.archive import schema as t
+from dicomnode.errors import NotFound
+
+HELD, RELEASED, DISCARDED = "held", "released", "discarded"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One item of the quarantine. ``job_id``: row of the spool's jobs, None for a file of "index add"."""
+
+    id: int
+    reason: str
+    line: str
+    place: str | None
+    advice: str | None
+    state: str
+    job_id: int | None
+    created: float
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``quarantine list --json`` prints it."""
+        return asdict(self)
+
+
+class Quarantine:
+    """Queries and writes over the quarantine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def hold(self, reason: str, line: str, *, place: str = "", advice: str = "", job_id: int | None = None) -> int:
+        """Add an item; the same reason for the same job is not repeated. Returns its id."""
+        with self.engine.begin() as db:
+            if job_id is not None:
+                found = db.execute(
+                    sa.select(t.quarantine.c.id).where(
+                        t.quarantine.c.job_id == job_id, t.quarantine.c.reason == reason, t.quarantine.c.state == HELD
+                    )
+                ).scalar()
+                if found is not None:
+                    return int(found)
+            insert = t.quarantine.insert().values(
+                reason=reason[:32],
+                line=line[:255],
+                place=place[:64],
+                advice=advice[:255],
+                state=HELD,
+                job_id=job_id,
+                created=time.time(),
+            )
+            return int(db.execute(insert).inserted_primary_key[0])  # type: ignore[index]
+
+    def items(self, *, state: str | None = None) -> list[Item]:
+        """Items, oldest first."""
+        query = sa.select(t.quarantine).order_by(t.quarantine.c.id)
+        if state is not None:
+            query = query.where(t.quarantine.c.state == state)
+        with self.engine.connect() as db:
+            return [Item(**r._mapping) for r in db.execute(query)]
+
+    def item(self, item_id: int) -> Item:
+        """One item.
+
+        Raises
+        ------
+        NotFound
+            If there is none.
+        """
+        with self.engine.connect() as db:
+            row = db.execute(sa.select(t.quarantine).where(t.quarantine.c.id == item_id)).first()
+        if row is None:
+            raise NotFound("no such item", place=f"quarantine {item_id}", advice="dicomnode quarantine list")
+        return Item(**row._mapping)
+
+    def set_state(self, item_id: int, state: str) -> None:
+        """Mark an item released or discarded."""
+        with self.engine.begin() as db:
+            db.execute(t.quarantine.update().where(t.quarantine.c.id == item_id).values(state=state))

@@ -1,0 +1,431 @@
+"""One typed registry of settings: ``dicomnode.toml``, any key overridden by ``DICOMNODE__SECTION__KEY``.
+
+The commented ``config/dicomnode.toml`` and ``docs/settings.md`` are written from the descriptions here
+(``python -m dicomnode.config toml|markdown``); a test fails where they differ. An unknown key, a bad value,
+contradictory options or a missing file is a ``SettingsError`` that names the setting. Never holds a secret in clear
+in ``masked()``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from dicomnode.domain import Role
+from dicomnode.errors import SettingsError
+
+ENV_PREFIX = "DICOMNODE__"
+ENV_CONFIG = "DICOMNODE_CONFIG"
+DEFAULT_FILE = Path("config/dicomnode.toml")
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+SECRETS = frozenset({"key_command", "url", "auth"})  # masked by "config show": a URL may carry a password
+
+Service = Literal["echo", "store", "find", "move", "get", "similar"]
+ResultObject = Literal["sr", "contact-sheet"]
+DEID_OPTIONS = (
+    "retain-safe-private",
+    "retain-uids",
+    "retain-device-identity",
+    "retain-institution-identity",
+    "retain-patient-characteristics",
+    "retain-longitudinal-full-dates",
+    "retain-longitudinal-modified-dates",
+    "clean-descriptors",
+    "clean-structured-content",
+    "clean-graphics",
+    "clean-pixel-data",
+    "clean-recognizable-visual-features",
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Node(_Section):
+    """The node itself."""
+
+    data_dir: Path = Field(
+        Path("var"),
+        description="Folder of all data. Its subfolder identified/ holds patients' data: encrypted file system.",
+    )
+    organisation: str = Field("", max_length=64, description="Name of the organisation, written into reports.")
+    default_issuer: str = Field("", max_length=64, description="Issuer of Patient ID where the object names none.")
+    language: Literal["en", "es"] = Field("en", description="Language of reports and of the web page.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="How much is logged. No level logs what identifies a patient."
+    )
+
+
+class AETitle(_Section):
+    """An AE title of the node and what it does with a study."""
+
+    title: str = Field(min_length=1, max_length=16, description="AE title that peers call.")
+    role: Role = Field(
+        Role.INDEX_QUERY, description="index+query: kept and answered; query: answered, never kept; index: kept."
+    )
+
+
+class Peer(_Section):
+    """A system that the node knows."""
+
+    name: str = Field(min_length=1, max_length=64, description="Name in commands and logs.")
+    ae_title: str = Field(min_length=1, max_length=16, description="Its AE title.")
+    host: str = Field("127.0.0.1", description="Its host, for what the node sends.")
+    port: int = Field(104, ge=1, le=65535, description="Its port.")
+    results: bool = Field(False, description="Whether it takes results.")
+    objects: tuple[ResultObject, ...] = Field((), description="What it takes; empty: as [report] objects.")
+    services: tuple[Service, ...] = Field(
+        ("echo", "store", "find", "move", "get", "similar"), description="What it may ask of the node."
+    )
+
+
+class Tls(_Section):
+    """TLS of the DICOM port; all empty: plain TCP."""
+
+    cert: str = Field("", description="Certificate chain, PEM.")
+    key: str = Field("", description="Private key, PEM.")
+    ca: str = Field("", description="Certificates that clients are checked against, PEM.")
+    require_client_cert: bool = Field(False, description="Refuse clients without a certificate.")
+
+
+class Dicom(_Section):
+    """The DICOM side."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(11112, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    receivers: int = Field(2, ge=1, le=64, description="Receiver processes that share the port.")
+    study_quiet_s: float = Field(10, ge=0, le=3600, description="Seconds without a new image that end a study.")
+    max_associations: int = Field(64, ge=1, le=10000, description="Associations at once, over all receivers.")
+    tls: Tls = Field(Tls(), description="TLS of the port.")
+    ae_titles: tuple[AETitle, ...] = Field(
+        (AETitle(title="DICOMNODE", role=Role.INDEX_QUERY),), description="AE titles of the node."
+    )
+    peers: tuple[Peer, ...] = Field(
+        (Peer(name="pacs", ae_title="PACS", host="127.0.0.1", port=11113, results=True),),
+        description="Systems that the node knows; any other calling AE title is rejected.",
+    )
+
+    @model_validator(mode="after")
+    def _unique(self) -> Dicom:
+        if not self.ae_titles:
+            raise ValueError("ae_titles: at least one is needed")
+        for what, values in (
+            ("ae_titles title", [a.title for a in self.ae_titles]),
+            ("peers name", [p.name for p in self.peers]),
+        ):
+            twice = {v for v in values if values.count(v) > 1}
+            if twice:
+                raise ValueError(f"{what} is given twice: {', '.join(sorted(twice))}")
+        return self
+
+
+class Deid(_Section):
+    """De-identification (PS3.15 annex E)."""
+
+    profile: Literal["basic"] = Field("basic", description="Basic Application Level Confidentiality Profile.")
+    options: tuple[str, ...] = Field(
+        (
+            "retain-longitudinal-modified-dates",
+            "clean-descriptors",
+            "clean-pixel-data",
+            "retain-patient-characteristics",
+        ),
+        description="Options of the profile: " + " ".join(DEID_OPTIONS) + ".",
+    )
+    workers: int = Field(2, ge=1, le=64, description="De-identification processes.")
+
+    @field_validator("options")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [v for v in value if v not in DEID_OPTIONS]
+        if unknown:
+            raise ValueError(f"unknown option {unknown[0]!r}; known are: {', '.join(DEID_OPTIONS)}")
+        if {"retain-longitudinal-full-dates", "retain-longitudinal-modified-dates"} <= set(value):
+            raise ValueError("retain-longitudinal-full-dates and retain-longitudinal-modified-dates contradict")
+        return value
+
+
+class Vault(_Section):
+    """Key of the pseudonym vault; at most one source. None: data_dir/vault.key."""
+
+    key_file: str = Field("", description="File that holds the key.")
+    key_env: str = Field("", description="Environment variable that holds the key.")
+    key_command: str = Field("", description="Command that prints the key.")
+
+    @model_validator(mode="after")
+    def _one(self) -> Vault:
+        given = [n for n in ("key_file", "key_env", "key_command") if getattr(self, n)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} contradict: give one")
+        return self
+
+
+class Models(_Section):
+    """The networks."""
+
+    pack: str = Field("cenet-xception", description="Name of a shipped pack, or a folder that holds one.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+
+
+class Index(_Section):
+    """The vector index."""
+
+    backend: Literal["mrpt", "exact"] = Field("mrpt", description="mrpt: approximate once large; exact.")
+    target_recall: float = Field(0.95, gt=0.5, lt=1.0, description="Recall that a snapshot must be shown to have.")
+
+
+class Retrieval(_Section):
+    """From slices to similar cases."""
+
+    k: int = Field(10, ge=1, le=200, description="Cases in an answer.")
+    same_patient: Literal["exclude"] = Field("exclude", description="Cases of the query's own patient.")
+    result_days: int = Field(30, ge=0, description="Days that the key slices of a query are kept for its page.")
+    answer_rejected: bool = Field(False, description="Send a report also where the input cannot be searched.")
+
+
+class Report(_Section):
+    """What is sent back."""
+
+    objects: tuple[ResultObject, ...] = Field(("sr",), description="Objects of an answer; a peer's own list wins.")
+    keep_days: int = Field(7, ge=0, description="Days that sent objects stay, for 'results resend'.")
+
+
+class Database(_Section):
+    """The catalogue's database."""
+
+    url: str = Field("", description="Empty: SQLite in data_dir. Else a SQLAlchemy URL (PostgreSQL).")
+
+
+class Archive(_Section):
+    """Where the de-identified objects are."""
+
+    url: str = Field("", description="Empty: files in data_dir. Else a folder.")
+
+
+class Web(_Section):
+    """The web side."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; other than loopback needs auth.")
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    public_url: str = Field("", description="Base of the links in reports; empty: http://host:port.")
+    auth: dict[str, Any] = Field({}, description="Sign-in; empty: loopback only, whoever is there is the admin.")
+    link_days: int = Field(30, ge=0, description="Days that a result link works.")
+
+    @model_validator(mode="after")
+    def _loopback_without_auth(self) -> Web:
+        if not self.auth and self.host not in LOOPBACK:
+            raise ValueError("host: other than loopback needs [web] auth")
+        return self
+
+
+class Fhir(_Section):
+    """FHIR server."""
+
+    base_url: str = Field("", description="Base URL of the FHIR server; empty: none.")
+
+
+class Hl7(_Section):
+    """HL7 v2 listener."""
+
+    port: int = Field(0, ge=0, le=65535, description="MLLP port; 0: off.")
+
+
+class Settings(BaseSettings):
+    """All settings. Frozen; sections as in dicomnode.toml."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+    )
+
+    node: Node = Node()
+    dicom: Dicom = Dicom()
+    deid: Deid = Deid()
+    vault: Vault = Vault()
+    models: Models = Models()
+    index: Index = Index()
+    retrieval: Retrieval = Retrieval()
+    report: Report = Report()
+    database: Database = Database()
+    archive: Archive = Archive()
+    web: Web = Web()
+    fhir: Fhir = Fhir()
+    hl7: Hl7 = Hl7()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment wins over the file (given as init values); nothing else is read."""
+        return env_settings, init_settings
+
+    @property
+    def identified_dir(self) -> Path:
+        """The identified zone: spool, outbox, vault."""
+        return self.node.data_dir / "identified"
+
+    def masked(self) -> dict[str, Any]:
+        """All settings as JSON values; secrets as stars."""
+        data: dict[str, Any] = self.model_dump(mode="json")
+        for section, values in data.items():
+            for key in values:
+                if key in SECRETS and values[key] and (section, key) != ("archive", "url"):
+                    values[key] = "********"
+        return data
+
+
+def settings_file(path: Path | None = None) -> Path | None:
+    """The file that will be read: given, else $DICOMNODE_CONFIG, else config/dicomnode.toml if it is there."""
+    if path is None and os.environ.get(ENV_CONFIG):
+        path = Path(os.environ[ENV_CONFIG])
+    if path is not None:
+        if not path.is_file():
+            raise SettingsError("no such settings file", place=str(path))
+        return path
+    return DEFAULT_FILE if DEFAULT_FILE.is_file() else None
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read, check and freeze the settings.
+
+    Raises
+    ------
+    SettingsError
+        One line that names the first setting that is unknown, bad, contradictory, or whose file is missing.
+    """
+    file = settings_file(path)
+    data: dict[str, Any] = {}
+    if file is not None:
+        try:
+            data = tomllib.loads(file.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+            raise SettingsError(f"not valid TOML: {exc}", place=str(file)) from None
+        except OSError as exc:
+            raise SettingsError(f"cannot be read: {exc.strerror}", place=str(file)) from None
+    _refuse_unknown_environment()
+    try:
+        settings = Settings(**data)
+    except ValidationError as exc:
+        raise _first_line(exc, file, data) from None
+    except (ValueError, TypeError) as exc:  # pydantic-settings: a value that is not the JSON it must be
+        raise SettingsError(str(exc).splitlines()[0], place="environment") from None
+    _refuse_missing_files(settings)
+    return settings
+
+
+def _refuse_unknown_environment() -> None:
+    """pydantic-settings ignores variables that name no field; a mistyped one must stop the start."""
+    for name in os.environ:
+        if not name.startswith(ENV_PREFIX):
+            continue
+        parts = name[len(ENV_PREFIX) :].lower().split("__")
+        section = Settings.model_fields.get(parts[0])
+        known = section is not None and isinstance(section.annotation, type)
+        fields = section.annotation.model_fields if known else {}  # type: ignore[union-attr]
+        if not known or (len(parts) > 1 and parts[1] not in fields):
+            raise SettingsError("unknown setting in the environment", place=name)
+
+
+def _first_line(exc: ValidationError, file: Path | None, data: dict[str, Any]) -> SettingsError:
+    error = exc.errors(include_input=False, include_url=False)[0]
+    loc = [str(p) for p in error["loc"]]
+    name = f"[{loc[0]}] {'.'.join(loc[1:])}".rstrip() if loc else "settings"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = "unknown setting"
+    in_file = file is not None and loc and loc[0] in data
+    return SettingsError(message, place=f"{file}: {name}" if in_file else name)
+
+
+def _refuse_missing_files(settings: Settings) -> None:
+    named = {
+        "[dicom] tls.cert": settings.dicom.tls.cert,
+        "[dicom] tls.key": settings.dicom.tls.key,
+        "[dicom] tls.ca": settings.dicom.tls.ca,
+    }
+    for name, value in named.items():
+        if value and not Path(value).is_file():
+            raise SettingsError(f"no such file: {value}", place=name)
+    if bool(settings.dicom.tls.cert) != bool(settings.dicom.tls.key):
+        raise SettingsError("cert and key belong together", place="[dicom] tls")
+    if settings.vault.key_env and not os.environ.get(settings.vault.key_env):
+        raise SettingsError(f"environment variable {settings.vault.key_env} is empty", place="[vault] key_env")
+
+
+def _sections() -> list[tuple[str, type[BaseModel]]]:
+    return [(name, f.annotation) for name, f in Settings.model_fields.items()]  # type: ignore[misc]
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        inner = ", ".join(f"{k} = {_toml_value(v)}" for k, v in value)
+        return "{" + inner + "}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, Path):
+        return json.dumps(str(value))
+    return json.dumps(value)
+
+
+def as_toml() -> str:
+    """The commented settings file, every setting at its default."""
+    out = ["# Settings of dicomnode. Every line is optional and shows the default; remove the '#' to change it.", ""]
+    for name, model in _sections():
+        out.append(f"# {(model.__doc__ or '').strip()}")
+        out.append(f"[{name}]")
+        tables: list[str] = []
+        for key, info in model.model_fields.items():
+            default = info.get_default(call_default_factory=True)
+            if isinstance(default, tuple) and default and isinstance(default[0], BaseModel):
+                tables += ["", f"# {info.description}", f"# [[{name}.{key}]]"]
+                tables += [
+                    f"# {k} = {_toml_value(v)}  # {type(default[0]).model_fields[k].description}" for k, v in default[0]
+                ]
+                continue
+            out += [f"# {info.description}", f"# {key} = {_toml_value(default)}"]
+        out += [*tables, ""]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def as_markdown() -> str:
+    """The page docs/settings.md."""
+    out = [
+        "# Settings",
+        "",
+        "Read from `--config F`, else `$DICOMNODE_CONFIG`, else `config/dicomnode.toml`, else the defaults.",
+        f"Any setting can be given as `{ENV_PREFIX}SECTION__KEY`; lists and tables as JSON.",
+        "`dicomnode config check` tells what is wrong, `dicomnode config show` what is in force.",
+        "This page is written by `make docs` from `dicomnode/config.py`.",
+    ]
+    for name, model in _sections():
+        out += ["", f"## [{name}]", "", (model.__doc__ or "").strip(), ""]
+        out += ["| setting | default | meaning |", "|---|---|---|"]
+        rows: list[tuple[str, Any, str]] = []
+        for key, info in model.model_fields.items():
+            default = info.get_default(call_default_factory=True)
+            if isinstance(default, tuple) and default and isinstance(default[0], BaseModel):
+                rows += [
+                    (f"[[{key}]] {k}", v, type(default[0]).model_fields[k].description or "") for k, v in default[0]
+                ]
+            else:
+                rows.append((key, default, info.description or ""))
+        out += [f"| `{k}` | `{_toml_value(v)}` | {d} |" for k, v, d in rows]
+    return "\n".join(out) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(as_toml() if sys.argv[1:] == ["toml"] else as_markdown())

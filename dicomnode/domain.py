@@ -1,0 +1,212 @@
+"""The words of the project as small frozen types.
+
+Two kinds of UID never mix: what came from the hospital (``OriginalUid``, identified zone only) and what the
+repository knows (``PseudoUid``). They are different types so that mypy refuses the mix. Everything in an
+``Answer`` is de-identified; the report adds the identified header in the identified zone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NewType
+
+OriginalUid = NewType("OriginalUid", str)
+PseudoUid = NewType("PseudoUid", str)
+Pseudonym = NewType("Pseudonym", str)
+ModelId = NewType("ModelId", str)
+Millimetres = NewType("Millimetres", float)
+
+SCHEME = "99DICOMNODE"
+LABEL_SCHEME = "99LABEL"  # a word from a LABELS.csv, not a terminology
+
+
+class Role(StrEnum):
+    """What an AE title of ours does with a study (``[[dicom.ae_titles]] role``)."""
+
+    INDEX_QUERY = "index+query"
+    QUERY = "query"
+    INDEX = "index"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the study goes into the repository."""
+        return self is not Role.QUERY
+
+    @property
+    def answers(self) -> bool:
+        """Whether an answer is computed and sent."""
+        return self is not Role.INDEX
+
+
+class FindingStatus(StrEnum):
+    """What is known about a case. Unknown never counts as negative."""
+
+    PRESENT = "present"
+    NONE = "none"
+    UNKNOWN = "unknown"
+
+
+class VerdictKind(StrEnum):
+    """How far the nearest cases may be called similar."""
+
+    SIMILAR = "similar"
+    NONE = "none"
+    REPOSITORY_TOO_SMALL = "repository-too-small"
+    NOT_SEARCHABLE = "not-searchable"
+
+
+MIN_PATIENTS_FOR_P = 20  # conformal p is at least 1/(n+1): under 20 patients .05 is out of reach
+P_NONE = 0.05
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Finding:
+    """A coded diagnosis or observation: system (SCT, I10C, I10, I9C, 99LABEL), code, display, and its source."""
+
+    system: str
+    code: str
+    display: str
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.system and self.code and self.display):
+            raise ValueError("a finding needs system, code and display")
+
+    def as_json(self) -> dict[str, str]:
+        """The three keys of the command-line contract."""
+        return {"system": self.system, "code": self.code, "display": self.display}
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRef:
+    """One embedded slice: where it belongs in the repository, and its position in its volume (0..1) if known."""
+
+    instance: PseudoUid
+    series: PseudoUid
+    study: PseudoUid
+    patient: Pseudonym
+    frame: int = 0
+    z: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A slice of the query beside its best slice in the case. ``similarity`` in 0..1, uncalibrated."""
+
+    query_instance: PseudoUid
+    instance: PseudoUid
+    similarity: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {"query_instance": self.query_instance, "instance": self.instance, "similarity": self.similarity}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A study of the repository, seen as an answer. Rank counts from 1; similarity in 0..1."""
+
+    rank: int
+    similarity: float
+    subject: Pseudonym
+    study_uid: PseudoUid
+    series_uid: PseudoUid
+    modality: str
+    status: FindingStatus
+    findings: tuple[Finding, ...]
+    matches: tuple[Match, ...]
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0.0 <= self.similarity <= 1.0:
+            raise ValueError("rank counts from 1 and similarity lies in 0..1")
+
+    def as_json(self) -> dict[str, Any]:
+        """CASE of the command-line contract."""
+        return {
+            "rank": self.rank,
+            "similarity": self.similarity,
+            "subject": self.subject,
+            "study_uid": self.study_uid,
+            "series_uid": self.series_uid,
+            "modality": self.modality,
+            "status": self.status.value,
+            "findings": [f.as_json() for f in self.findings],
+            "matches": [m.as_json() for m in self.matches],
+        }
+
+    @classmethod
+    def from_json(cls, d: dict[str, Any]) -> Case:
+        """The inverse of ``as_json``."""
+        return cls(
+            rank=d["rank"],
+            similarity=d["similarity"],
+            subject=Pseudonym(d["subject"]),
+            study_uid=PseudoUid(d["study_uid"]),
+            series_uid=PseudoUid(d["series_uid"]),
+            modality=d["modality"],
+            status=FindingStatus(d["status"]),
+            findings=tuple(Finding(**f) for f in d["findings"]),
+            matches=tuple(Match(**m) for m in d["matches"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What may be said about the list. ``p`` is the conformal p value, None where it cannot be given."""
+
+    kind: VerdictKind
+    p: float | None = None
+    reason: str = ""
+
+    @property
+    def no_similar_case(self) -> bool:
+        return self.kind is VerdictKind.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Verdict and ranked cases for one query; de-identified throughout.
+
+    Attributes
+    ----------
+    query : dict
+        What is said of the query: ``modality``, ``slices`` (number embedded), ``series`` (chosen, with why).
+    searched : int
+        Number of cases that were open to the search after exclusions.
+    """
+
+    query: dict[str, Any]
+    model_id: ModelId
+    verdict: Verdict
+    cases: tuple[Case, ...]
+    searched: int
+    calibrated: bool = False
+    search: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of ``query --json``."""
+        return {
+            "query": self.query,
+            "model_id": self.model_id,
+            "verdict": self.verdict.kind.value,
+            "reason": self.verdict.reason,
+            "p": self.verdict.p,
+            "no_similar_case": self.verdict.no_similar_case,
+            "calibrated": self.calibrated,
+            "searched": self.searched,
+            "search": self.search,
+            "cases": [c.as_json() for c in self.cases],
+        }
+
+    @classmethod
+    def from_json(cls, d: dict[str, Any]) -> Answer:
+        """The inverse of ``as_json``."""
+        return cls(
+            query=d["query"],
+            model_id=ModelId(d["model_id"]),
+            verdict=Verdict(VerdictKind(d["verdict"]), d["p"], d.get("reason", "")),
+            cases=tuple(Case.from_json(c) for c in d["cases"]),
+            searched=d["searched"],
+            calibrated=d["calibrated"],
+            search=d.get("search", {}),
+        )
