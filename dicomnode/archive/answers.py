@@ -34,7 +34,6 @@ class StoredAnswer:
     study_uid: PseudoUid
     instances: tuple[PseudoUid, ...]
     model_id: ModelId
-    asked: int
     role: Role
     instance_number: int
     predecessor_id: int | None
@@ -83,14 +82,10 @@ class Answers:
 
     def find(self, study: PseudoUid, instances: Sequence[PseudoUid], model_id: ModelId) -> StoredAnswer | None:
         """The newest answer to exactly this set under this model, if there is one."""
-        query = (
-            sa.select(t.answers)
-            .where(
-                t.answers.c.study_uid == study,
-                t.answers.c.set_hash == set_hash(instances),
-                t.answers.c.model_id == model_id,
-            )
-            .order_by(t.answers.c.asked.desc())
+        query = sa.select(t.answers).where(
+            t.answers.c.study_uid == study,
+            t.answers.c.set_hash == set_hash(instances),
+            t.answers.c.model_id == model_id,
         )
         with self.engine.connect() as db:
             row = db.execute(query).first()
@@ -138,24 +133,18 @@ class Answers:
         *,
         role: Role,
         slices: Sequence[QuerySlice] = (),
-        again: bool = False,
     ) -> StoredAnswer:
-        """Store an answer and the query's key slices in one transaction.
-
-        Asked again for the same set and model, the stored one is returned, unless ``again`` (asked by hand).
-        """
+        """Store an answer and the query's key slices in one transaction; the same set and model: the stored one."""
         key = set_hash(instances)
         with self.engine.begin() as db:
             same = db.execute(
-                sa.select(t.answers)
-                .where(
+                sa.select(t.answers).where(
                     t.answers.c.study_uid == study,
                     t.answers.c.set_hash == key,
                     t.answers.c.model_id == answer.model_id,
                 )
-                .order_by(t.answers.c.asked.desc())
             ).first()
-            if same is not None and not again:
+            if same is not None:
                 return _answer(same)
             last = db.execute(
                 sa.select(t.answers.c.id, t.answers.c.instance_number)
@@ -169,7 +158,6 @@ class Answers:
                     set_hash=key,
                     instances=sorted(set(instances)),
                     model_id=answer.model_id,
-                    asked=0 if same is None else same.asked + 1,
                     role=role.value,
                     instance_number=1 if last is None else last.instance_number + 1,
                     predecessor_id=None if last is None else last.id,
@@ -226,13 +214,31 @@ class Answers:
             insert = t.results.insert().values(**values, state=PENDING, attempts=0, resends=0, created=time.time())
             return int(db.execute(insert).inserted_primary_key[0])  # type: ignore[index]
 
-    def results(self, *, answer_id: int | None = None, study: PseudoUid | None = None) -> list[Result]:
-        """Results, oldest first; of one answer or study when given."""
+    def set_accession(self, answer_id: int, keyed: str) -> None:
+        """Keyed hash of the Accession Number that the answer belongs to."""
+        with self.engine.begin() as db:
+            db.execute(t.answers.update().where(t.answers.c.id == answer_id).values(accession=keyed))
+
+    def count_pending(self) -> int:
+        """Number of results that wait for delivery."""
+        query = sa.select(sa.func.count()).select_from(t.results).where(t.results.c.state == PENDING)
+        with self.engine.connect() as db:
+            return int(db.execute(query).scalar_one())
+
+    def slice_path(self, instance: PseudoUid) -> str | None:
+        """Relative path of a query's key slice, None where it is no longer kept."""
+        query = sa.select(t.result_slices.c.path).where(t.result_slices.c.instance_uid == instance)
+        with self.engine.connect() as db:
+            value = db.execute(query).scalar()
+        return None if value is None else str(value)
+
+    def results(self, *, answer_id: int | None = None, accession: str | None = None) -> list[Result]:
+        """Results, oldest first; of one answer, or of the answers with a keyed accession hash, when given."""
         query = sa.select(t.results, t.answers.c.study_uid).join(t.answers).order_by(t.results.c.id)
         if answer_id is not None:
             query = query.where(t.results.c.answer_id == answer_id)
-        if study is not None:
-            query = query.where(t.answers.c.study_uid == study)
+        if accession is not None:
+            query = query.where(t.answers.c.accession == accession)
         with self.engine.connect() as db:
             return [_result(r) for r in db.execute(query)]
 
@@ -291,7 +297,6 @@ def _answer(row: sa.Row[Any]) -> StoredAnswer:
         study_uid=PseudoUid(row.study_uid),
         instances=tuple(PseudoUid(u) for u in row.instances),
         model_id=ModelId(row.model_id),
-        asked=row.asked,
         role=Role(row.role),
         instance_number=row.instance_number,
         predecessor_id=row.predecessor_id,

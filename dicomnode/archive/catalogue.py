@@ -101,6 +101,19 @@ class Catalogue:
         with self.engine.connect() as db:
             return [KnownInstance(PseudoUid(r.uid), r.path, r.sha256) for r in db.execute(query)]
 
+    def path_of(self, instance: PseudoUid) -> str | None:
+        """Relative path of an instance's file, None when the archive does not hold it."""
+        with self.engine.connect() as db:
+            value = db.execute(sa.select(t.instances.c.path).where(t.instances.c.uid == instance)).scalar()
+        return None if value is None else str(value)
+
+    def study_sources(self) -> list[tuple[PseudoUid, Pseudonym, str]]:
+        """(study, patient, source) of every study, oldest first."""
+        query = sa.select(t.studies.c.uid, t.patients.c.pseudonym, t.studies.c.source).join(t.patients)
+        with self.engine.connect() as db:
+            rows = db.execute(query.order_by(t.studies.c.id))
+            return [(PseudoUid(r.uid), Pseudonym(r.pseudonym), r.source) for r in rows]
+
     def mark_chosen(self, choices: dict[PseudoUid, str]) -> None:
         """Record why each series was embedded (a stable word)."""
         with self.engine.begin() as db:
@@ -137,6 +150,21 @@ class Catalogue:
         query = sa.select(t.findings).join(t.studies).where(t.studies.c.uid == study).order_by(t.findings.c.id)
         with self.engine.connect() as db:
             return [Finding(r.system, r.code, r.display, r.source) for r in db.execute(query)]
+
+    def studies_with_finding(self, text: str) -> set[PseudoUid]:
+        """Studies that have a finding whose display or code holds every word of ``text``, whatever the case."""
+        found: set[PseudoUid] | None = None
+        with self.engine.connect() as db:
+            for word in text.split():
+                like = f"%{word.replace('%', '').replace('_', '')}%"
+                rows = db.execute(
+                    sa.select(t.studies.c.uid)
+                    .join(t.findings)
+                    .where(t.findings.c.display.ilike(like) | t.findings.c.code.ilike(like))
+                ).scalars()
+                here = {PseudoUid(u) for u in rows}
+                found = here if found is None else found & here
+        return found or set()
 
     def patient_of(self, study: PseudoUid) -> Pseudonym | None:
         """Pseudonym of the study's patient, None when the study is not here."""

@@ -139,13 +139,13 @@ answers = Table(
     Column("set_hash", String(64), nullable=False),  # of the pseudonymous SOP Instance UIDs
     Column("instances", JSON, nullable=False),  # those UIDs
     Column("model_id", String(80), nullable=False),
-    Column("asked", Integer, nullable=False, default=0),  # 0: by itself; n: the n-th time by hand
     Column("role", String(16), nullable=False),
+    Column("accession", String(64), nullable=False, default=""),  # keyed hash, for "results find"
     Column("instance_number", Integer, nullable=False),  # of the SR in series 9901
     Column("predecessor_id", ForeignKey("answers.id")),
     Column("body", JSON, nullable=False),  # domain.Answer.as_json()
     Column("created", Float, nullable=False),
-    UniqueConstraint("study_uid", "set_hash", "model_id", "asked"),
+    UniqueConstraint("study_uid", "set_hash", "model_id"),
 )
 
 results = Table(

@@ -1,0 +1,5 @@
+"""``python -m dicomnode.cli`` is ``dicomnode``."""
+
+from dicomnode.cli import main
+
+main()

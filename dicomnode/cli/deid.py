@@ -1,0 +1,53 @@
+"""``dicomnode deid``: de-identify files into a folder, with the node's own recipe, vault and auditor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dicomnode.cli.options import Config, Json, err, open_node, out, print_json, progress_bar
+from dicomnode.errors import EXIT_FAILED, UsageError
+
+
+def deid_command(
+    paths: Annotated[list[Path], typer.Argument(help="DICOM files or folders.")],
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Folder for the de-identified files.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a JSON report here.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Do everything but keep no file.")] = False,
+    explain: Annotated[Path | None, typer.Option(help="Print what happens to each attribute of one file.")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """De-identify and audit files; what cannot pass is named and not written.
+
+    Example: dicomnode deid /incoming --out /clean --report report.json
+    """
+    from dicomnode.workflow.deidentify import deidentify_files, explain_file
+
+    if explain is None and out_dir is None and not dry_run:
+        raise UsageError("--out is needed (or --dry-run, or --explain FILE)", place="dicomnode deid")
+    node = open_node(config)
+    if explain is not None:
+        for line in explain_file(node.recipe, explain):
+            out.print(line, markup=False, highlight=False)
+        return
+    with progress_bar("files", quiet=json) as update:
+        done = deidentify_files(node.context_for_deid(), paths, None if dry_run else out_dir, update)
+    node.deid.close()
+    data = done.as_json(node.settings.deid.profile)
+    if report is not None:
+        import json as _json
+
+        report.write_text(_json.dumps(data, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    if json:
+        print_json(data)
+    else:
+        counts = data["counts"]
+        out.print(f"{counts['ok']} ok, {counts['quarantined']} quarantined, {counts['failed']} failed")
+        for row in data["files"]:
+            if row["status"] != "ok":
+                err.print(f"{row['input']}: {row['status']}: {row['reason']}", markup=False, highlight=False)
+    if data["counts"]["quarantined"] or data["counts"]["failed"]:
+        raise typer.Exit(EXIT_FAILED)

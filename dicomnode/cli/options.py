@@ -1,0 +1,67 @@
+"""Options and printing that every command shares."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from dicomnode.config import load_settings, settings_file
+from dicomnode.node import Node
+from dicomnode.telemetry.logging import configure_logging
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="Settings file; else $DICOMNODE_CONFIG, else config/dicomnode.toml, else defaults."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+
+def open_node(config: Path | None) -> Node:
+    """The node of the settings in force, with logs on stderr kept to warnings."""
+    settings = load_settings(config)
+    configure_logging("warning" if settings.node.log_level == "info" else settings.node.log_level)
+    return Node(settings)
+
+
+def file_in_force(config: Path | None) -> Path | None:
+    """Absolute path of the settings file, for child processes."""
+    path = settings_file(config)
+    return None if path is None else path.resolve()
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A plain table; nothing is cut off where the output is not a terminal."""
+    if not out.is_terminal:
+        for row in [columns, *rows]:
+            sys.stdout.write("\t".join(row) + "\n")
+        return
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+@contextmanager
+def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr; ``update(done, total)``. Nothing where stderr is no terminal, or ``quiet``."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, disable=quiet or not err.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

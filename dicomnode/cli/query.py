@@ -1,0 +1,50 @@
+"""``dicomnode query``: similar cases of a file or folder, without a PACS. Nothing of the query is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dicomnode.cli.options import Config, Json, open_node, out, print_json, print_table
+from dicomnode.errors import UsageError
+
+
+def query_command(
+    path: Annotated[Path, typer.Argument(help="A DICOM file or folder, PNG, JPEG or WebP.")],
+    k: Annotated[int, typer.Option("-k", min=1, max=200, help="Number of cases.")] = 10,
+    text: Annotated[str, typer.Option(help="Only cases with a finding that holds these words or codes.")] = "",
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Print the most similar cases of the repository.
+
+    Example: dicomnode query /tmp/study -k 5
+    Example: dicomnode query slice.png --text pneumonia --json
+    """
+    from dicomnode.workflow.asking import ask
+
+    if not path.exists():
+        raise UsageError("no such file or folder", place=str(path))
+    node = open_node(config)
+    answer = ask(node.context, path, k, text)
+    node.metrics.query("command")
+    if json:
+        print_json(answer.as_json())
+        return
+    verdict = answer.verdict
+    said = verdict.kind.value + (f" (p = {verdict.p:.3f})" if verdict.p is not None else "")
+    out.print(f"{said}{': ' + verdict.reason if verdict.reason else ''}; {answer.searched} cases searched")
+    rows = [
+        [
+            str(c.rank),
+            f"{c.similarity:.3f}",
+            c.subject,
+            c.modality,
+            c.status.value,
+            "; ".join(f"{f.display} ({f.system} {f.code})" for f in c.findings),
+        ]
+        for c in answer.cases
+    ]
+    print_table("similar cases of other patients", ["rank", "score", "subject", "mod.", "status", "findings"], rows)

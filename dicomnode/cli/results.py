@@ -1,0 +1,109 @@
+"""``dicomnode results``: what was answered and whether it arrived."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dicomnode.cli.options import Config, Json, open_node, out, print_json, print_table
+from dicomnode.domain import OriginalUid
+from dicomnode.errors import NotFound, UsageError
+from dicomnode.node import Node
+from dicomnode.telemetry.audit import AuditEvent
+
+app = typer.Typer(help="List, show and send results again.", no_args_is_help=True)
+
+
+def _row(r: object) -> dict[str, object]:
+    from dicomnode.archive.answers import Result
+
+    assert isinstance(r, Result)
+    return {
+        "id": r.id,
+        "study_uid": r.study_uid,
+        "state": r.state,
+        "destination": r.destination,
+        "created": r.created,
+        "kind": r.kind,
+        "attempts": r.attempts,
+        "error": r.error,
+        "delivered": r.delivered,
+    }
+
+
+def _print(rows: list[dict[str, object]], json: bool) -> None:
+    if json:
+        print_json({"results": rows})
+        return
+    columns = ["id", "state", "destination", "kind", "attempts", "study_uid", "error"]
+    print_table("results", columns, [[str(r[c] if r[c] is not None else "") for c in columns] for r in rows])
+
+
+@app.command("list")
+def list_(config: Config = None, json: Json = False) -> None:
+    """List all results.
+
+    Example: dicomnode results list --json
+    """
+    _print([_row(r) for r in open_node(config).answers.results()], json)
+
+
+@app.command()
+def show(id_: Annotated[int, typer.Argument(metavar="ID")], config: Config = None, json: Json = False) -> None:
+    """Show one result with its answer.
+
+    Example: dicomnode results show 3
+    """
+    node = open_node(config)
+    result = node.answers.result(id_)
+    answer = node.answers.by_id(result.answer_id)
+    if json:
+        print_json({**_row(result), "link": f"{node.link_base}/v/r/{answer.token}", "answer": answer.answer.as_json()})
+        return
+    _print([_row(result)], json=False)
+    out.print(f"link: {node.link_base}/v/r/{answer.token}")
+    for case in answer.answer.cases:
+        out.print(f"{case.rank}. {case.similarity:.3f} {case.subject} {'; '.join(f.display for f in case.findings)}")
+
+
+@app.command()
+def resend(id_: Annotated[int, typer.Argument(metavar="ID")], config: Config = None) -> None:
+    """Send a result again: the same object, the same UID.
+
+    Example: dicomnode results resend 3
+    """
+    node = open_node(config)
+    result = node.answers.result(id_)
+    if not node.folders.sent(result.id).exists():
+        raise NotFound("the sent object is no longer kept", place=f"result {id_}", advice="send the study again")
+    node.record(AuditEvent.RESULT_RESENT, row=result.id)
+    node.answers.mark_resend(result.id)
+    out.print("queued; a running node sends it now")
+
+
+@app.command()
+def find(
+    accession: Annotated[str | None, typer.Option(help="Accession Number of a study still in the spool.")] = None,
+    study: Annotated[str | None, typer.Option(help="Study Instance UID, original or pseudonymous.")] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Find the results of a study.
+
+    Example: dicomnode results find --study 1.2.840.1
+    """
+    if bool(accession) == bool(study):
+        raise UsageError("give --accession or --study", place="results find")
+    node = open_node(config)
+    _print([_row(r) for r in _found(node, accession, study)], json)
+
+
+def _found(node: Node, accession: str | None, study: str | None) -> list[object]:
+    from dicomnode.domain import PseudoUid
+
+    if study:
+        both = (PseudoUid(study), node.vault.uid(OriginalUid(study)))
+        return [r for r in node.answers.results() if r.study_uid in both]
+    keyed = node.vault.keyed_hash("accession", accession or "")
+    return [r for r in node.answers.results(accession=keyed)]

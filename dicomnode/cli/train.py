@@ -1,0 +1,70 @@
+"""``dicomnode train``: networks and packs from labelled images; resumable, seeded, with curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dicomnode.cli.options import Json, out, print_json
+
+app = typer.Typer(help="Train the networks and write model packs.", no_args_is_help=True)
+
+Data = Annotated[Path, typer.Option(help="Folder that holds the data sets (docs/training.md).")]
+Out = Annotated[Path, typer.Option(help="Folder of the run: checkpoint and curves. An interrupted run goes on.")]
+
+
+def _report(figures: dict[str, object], json: bool) -> None:
+    if json:
+        print_json(figures)
+        return
+    for key, value in figures.items():
+        out.print(f"{key}: {value}", markup=False, highlight=False)
+
+
+@app.command()
+def cenet(
+    data: Data,
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder of the run. An interrupted run goes on.")],
+    epochs: Annotated[int, typer.Option(min=1)] = 6,
+    seed: int = 0,
+    encoder: Annotated[str, typer.Option(help="lite0 (ImageNet start) or resnet34.")] = "lite0",
+    json: Json = False,
+) -> None:
+    """Train CE-Net to outline lungs and infection on ct-lung-seg, split by volume.
+
+    Example: dicomnode train cenet --data ../shared/data --out runs/cenet
+    """
+    from dicomnode.models.training.cenet import CenetOptions, train_cenet
+
+    chosen = "resnet34" if encoder == "resnet34" else "lite0"
+    options = CenetOptions(
+        data=data, out=out_dir, encoder=chosen, imagenet=chosen == "lite0", epochs=epochs, seed=seed  # type: ignore[arg-type]
+    )
+    _report(train_cenet(options), json)
+
+
+@app.command()
+def xception(
+    data: Data,
+    cenet_run: Annotated[Path, typer.Option("--cenet", help="Checkpoint of 'train cenet' to go on from.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder of the run. An interrupted run goes on.")],
+    pack: Annotated[Path | None, typer.Option(help="Write a model pack into this folder at the end.")] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 12,
+    seed: int = 0,
+    json: Json = False,
+) -> None:
+    """Train Xception and CE-Net together on segmentation and diagnosis; optionally write a pack.
+
+    Example: dicomnode train xception --data ../shared/data --cenet runs/cenet --out runs/xception --pack packs/mine
+    """
+    from dicomnode.models.training.xception import XceptionOptions, train_xception
+
+    options = XceptionOptions(data=data, out=out_dir, cenet=cenet_run, epochs=epochs, seed=seed)
+    figures = train_xception(options)
+    if pack is not None:
+        from dicomnode.models.training.packing import PackOptions, build_pack
+
+        figures = {**figures, "pack": build_pack(PackOptions(data=data, run=out_dir, out=pack))}
+    _report(figures, json)

@@ -1,0 +1,263 @@
+"""``doctor``: checks what a node stands on, and says how to mend each thing that is wrong.
+
+Each check is a function ``check(node) -> Finding`` under a stable name. Nothing is changed, nothing of a patient is
+printed. Works beside a running node and before a first start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from pydicom.pixels import get_decoder
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from dicomnode.errors import DicomnodeError
+from dicomnode.node import Node
+from dicomnode.telemetry.heartbeat import read_beats
+
+MIN_FREE_BYTES = 2 << 30  # some large studies
+WARN_FREE_BYTES = 20 << 30
+EARLIEST = 1_735_689_600  # 2025-01-01 UTC: a clock before it was never set
+CODECS = (
+    ExplicitVRLittleEndian,
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+)
+
+
+class State(StrEnum):
+    """Outcome of a check."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What a check found: one line, and what to do about it."""
+
+    check: str
+    state: State
+    line: str
+    advice: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        return {"check": self.check, "state": self.state.value, "line": self.line, "advice": self.advice}
+
+
+Check = Callable[[Node], Iterator[Diagnosis]]
+
+
+def check_data_dir(node: Node) -> Iterator[Diagnosis]:
+    """The data folder can be written."""
+    folder = node.data_dir
+    parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        yield Diagnosis("data_dir", State.FAIL, f"{parent} cannot be written", f"chown or chmod {parent} for this user")
+        return
+    yield Diagnosis("data_dir", State.OK, str(folder.resolve()))
+
+
+def check_permissions(node: Node) -> Iterator[Diagnosis]:
+    """The identified zone and the vault key are this user's alone."""
+    for path, wanted in ((node.settings.identified_dir, 0o700), (node.data_dir / "vault.key", 0o600)):
+        if not path.exists():
+            continue
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            yield Diagnosis("permissions", State.FAIL, f"{path} has mode {mode:04o}", f"chmod {wanted:o} {path}")
+            return
+    yield Diagnosis("permissions", State.OK, "identified zone and key are private")
+
+
+def check_disk(node: Node) -> Iterator[Diagnosis]:
+    """There is room for studies."""
+    folder = next(p for p in (node.data_dir, *node.data_dir.resolve().parents) if p.exists())
+    free = shutil.disk_usage(folder).free
+    line = f"{free / (1 << 30):.1f} GiB free"
+    if free < MIN_FREE_BYTES:
+        yield Diagnosis("disk", State.FAIL, line, "free space or move [node] data_dir: C-STORE will answer A700")
+    elif free < WARN_FREE_BYTES:
+        yield Diagnosis("disk", State.WARN, line, "plan more space")
+    else:
+        yield Diagnosis("disk", State.OK, line)
+
+
+def check_clock(node: Node) -> Iterator[Diagnosis]:
+    """The clock is set, and not behind what this node has written."""
+    now = time.time()
+    newest = max((p.stat().st_mtime for p in node.data_dir.glob("*.sqlite3*")), default=0.0)
+    if now < EARLIEST:
+        yield Diagnosis("clock", State.FAIL, "the clock was never set", "set the time (timedatectl set-ntp true)")
+    elif newest > now + 60:
+        ahead = newest - now
+        yield Diagnosis(
+            "clock", State.FAIL, f"the clock is {ahead:.0f} s behind the node's own files", "correct the time (NTP)"
+        )
+    else:
+        yield Diagnosis("clock", State.OK, time.strftime("%Y-%m-%d %H:%M:%S %z"))
+
+
+def check_vault(node: Node) -> Iterator[Diagnosis]:
+    """The vault and its key belong together."""
+    vault = node.settings.identified_dir / "vault.sqlite3"
+    if not vault.exists() and not (node.data_dir / "vault.key").exists():
+        yield Diagnosis("vault", State.OK, "none yet: the first start makes it")
+        return
+    try:
+        status = node.vault.status()
+    except DicomnodeError as exc:
+        yield Diagnosis("vault", State.FAIL, str(exc), exc.advice or "restore the key from its backup")
+        return
+    yield Diagnosis("vault", State.OK, f"{status['patients']} patients")
+
+
+def check_decoders(_node: Node) -> Iterator[Diagnosis]:
+    """Every usual transfer syntax can be decoded."""
+    missing = []
+    for syntax in CODECS:
+        decoder = get_decoder(UID(syntax))
+        if not decoder.is_available:
+            missing.append(UID(syntax).name)
+    if missing:
+        yield Diagnosis(
+            "decoders", State.FAIL, f"no decoder for {', '.join(missing)}", "pip install --force-reinstall dicomnode"
+        )
+    else:
+        yield Diagnosis("decoders", State.OK, f"{len(CODECS)} transfer syntaxes; 12-bit JPEG Extended is not decodable")
+
+
+def check_model(node: Node) -> Iterator[Diagnosis]:
+    """The active pack is whole and reproduces its golden vectors."""
+    try:
+        embedder = node.embedder
+    except DicomnodeError as exc:
+        advice = exc.advice or "dicomnode models list, then set [models] pack or install the wheel again"
+        yield Diagnosis("model", State.FAIL, str(exc), advice)
+        return
+    yield Diagnosis("model", State.OK, f"{node.pack_dir.name} on {embedder.device}")
+
+
+def check_index(node: Node) -> Iterator[Diagnosis]:
+    """Vectors and snapshot match their checksums."""
+    try:
+        problems = node.vectors.verify()
+    except DicomnodeError as exc:
+        problems = [str(exc)]
+    if problems:
+        yield Diagnosis("index", State.FAIL, problems[0], "dicomnode index rebuild")
+    else:
+        yield Diagnosis("index", State.OK, f"{node.vectors.count()} vectors")
+
+
+def check_ports(node: Node) -> Iterator[Diagnosis]:
+    """The ports are free, or this node has them."""
+    serving = any(b.live_and_ready for b in read_beats(node.runtime).values())
+    for name, host, port in (
+        ("[dicom] port", node.settings.dicom.host, node.settings.dicom.port),
+        ("[web] port", node.settings.web.host, node.settings.web.port),
+    ):
+        if port == 0 or serving:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as exc:
+                yield Diagnosis(
+                    "ports", State.FAIL, f"{name} {port}: {exc.strerror}", f"stop the other program or set {name}"
+                )
+                return
+    yield Diagnosis("ports", State.OK, "this node serves them" if serving else "free")
+
+
+def check_peers(node: Node) -> Iterator[Diagnosis]:
+    """Every peer that takes results answers C-ECHO."""
+    from dicomnode.scu.send import echo
+
+    calling = node.settings.dicom.ae_titles[0].title
+    for peer in node.destinations:
+        try:
+            seconds = echo(peer, calling)
+        except DicomnodeError as exc:
+            state = State.FAIL if peer.results else State.WARN
+            advice = exc.advice or f"check host, port and AE title of peer {peer.name}, and that it knows {calling}"
+            yield Diagnosis("peers", state, exc.line, advice)
+        else:
+            yield Diagnosis("peers", State.OK, f"{peer.name} answers C-ECHO in {seconds * 1000:.0f} ms")
+    if not any(p.results for p in node.destinations):
+        yield Diagnosis("peers", State.WARN, "no peer takes results", "set results = true for a [[dicom.peers]]")
+
+
+CHECKS: tuple[tuple[str, Check], ...] = (
+    ("data_dir", check_data_dir),
+    ("permissions", check_permissions),
+    ("disk", check_disk),
+    ("clock", check_clock),
+    ("vault", check_vault),
+    ("decoders", check_decoders),
+    ("model", check_model),
+    ("index", check_index),
+    ("ports", check_ports),
+    ("peers", check_peers),
+)
+
+
+def examine(node: Node, only: str = "") -> Iterator[Diagnosis]:
+    """Run all checks, or one by name."""
+    for name, check in CHECKS:
+        if only in ("", name):
+            try:
+                yield from check(node)
+            except OSError as exc:
+                yield Diagnosis(name, State.FAIL, f"cannot be examined: {exc.strerror}", "check the file system")
+
+
+def route(node: Node, file: Path) -> Iterator[Diagnosis]:
+    """What would happen to a file sent to the node."""
+    from dicomnode.deid.gate import check
+    from dicomnode.deid.source import open_source
+    from dicomnode.models.preprocess import prepare_dicom
+
+    try:
+        source = open_source(file)
+        try:
+            check(source)
+        finally:
+            source.stream.close()
+    except DicomnodeError as exc:
+        yield Diagnosis("route", State.FAIL, f"would be held in quarantine: {exc.line}", exc.advice)
+        return
+    yield Diagnosis("route", State.OK, "would be de-identified")
+    try:
+        prepare_dicom(file)
+    except DicomnodeError as exc:
+        yield Diagnosis("route", State.WARN, f"could not be searched with: {exc.line}", exc.advice)
+    else:
+        yield Diagnosis("route", State.OK, "could be searched with")
+    for title in node.settings.dicom.ae_titles:
+        kept = "kept in the repository" if title.role.keeps else "not kept"
+        answered = "answered" if title.role.answers else "not answered"
+        yield Diagnosis("route", State.OK, f"sent to {title.title} it would be {kept} and {answered}")

@@ -1,0 +1,337 @@
+"""The composition root: the only module that wires parts together.
+
+``Node`` opens what lies under ``data_dir``, each part when it is first asked for; ``serving`` runs the node's
+processes with it. Heavy parts (torch, highdicom) are imported where they are wired, so that a receiver starts in a
+second and ``--help`` at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import hashlib
+import importlib.resources
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from dicomnode import __version__
+from dicomnode.config import Settings
+from dicomnode.errors import Busy, DicomnodeError, SettingsError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from dicomnode.archive.answers import Answers
+    from dicomnode.archive.catalogue import Catalogue
+    from dicomnode.archive.objects import ObjectStore
+    from dicomnode.archive.quarantine import Quarantine
+    from dicomnode.deid.pool import DeidPool
+    from dicomnode.deid.vault import Vault
+    from dicomnode.domain import PseudoUid
+    from dicomnode.index.cases import CaseRetriever
+    from dicomnode.index.vectors import VectorStore
+    from dicomnode.models.embedder import Embedder
+    from dicomnode.scp.spool import Spool
+    from dicomnode.telemetry.audit import AuditEvent, AuditTrail
+    from dicomnode.telemetry.metrics import Metrics
+    from dicomnode.workflow.context import Context, Folders
+    from dicomnode.workflow.peers import Destination
+
+
+def packs_folder() -> Path:
+    """Folder of the shipped model packs: in the wheel, else in the checkout."""
+    shipped = importlib.resources.files("dicomnode") / "_config" / "packs"
+    folder = Path(str(shipped))
+    return folder if folder.is_dir() else Path(__file__).parent.parent / "config" / "packs"
+
+
+@dataclass
+class Node:
+    """The parts of one node, opened when first asked for.
+
+    Parameters
+    ----------
+    settings : Settings
+        Checked settings.
+    """
+
+    settings: Settings
+
+    @property
+    def data_dir(self) -> Path:
+        return self.settings.node.data_dir
+
+    @property
+    def runtime(self) -> Path:
+        return self.data_dir / "runtime"
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        from dicomnode.telemetry.metrics import Metrics
+
+        return Metrics(self.runtime / "metrics")
+
+    @cached_property
+    def audit(self) -> AuditTrail:
+        from dicomnode.telemetry.audit import AuditTrail
+
+        return AuditTrail(self.data_dir / "audit")
+
+    def record(self, event: AuditEvent, *, pseudonym: str = "", row: int | None = None, reason: str = "") -> None:
+        """Append to the audit trail as the operator of this command."""
+        self.audit.record(event, actor=f"command:{getpass.getuser()}", pseudonym=pseudonym, row=row, reason=reason)
+
+    @cached_property
+    def spool(self) -> Spool:
+        from dicomnode.scp.spool import Spool
+
+        return Spool.open(self.settings.identified_dir)
+
+    @cached_property
+    def vault(self) -> Vault:
+        from dicomnode.deid.vault import open_vault
+
+        v = self.settings.vault
+        return open_vault(
+            self.settings.identified_dir / "vault.sqlite3",
+            default_key_file=self.data_dir / "vault.key",
+            key_file=Path(v.key_file) if v.key_file else None,
+            key_env=v.key_env,
+            key_command=v.key_command,
+        )
+
+    @cached_property
+    def _engine(self) -> Any:
+        from dicomnode.archive.database import open_engine
+        from dicomnode.archive.migrate import upgrade
+
+        make_folder(self.data_dir)
+        engine = open_engine(self.settings.database.url or self.data_dir / "catalogue.sqlite3")
+        upgrade(engine)
+        return engine
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        from dicomnode.archive.catalogue import Catalogue
+
+        return Catalogue(self._engine, organisation=self.settings.node.organisation)
+
+    @cached_property
+    def answers(self) -> Answers:
+        from dicomnode.archive.answers import Answers
+
+        return Answers(self._engine)
+
+    @cached_property
+    def quarantine(self) -> Quarantine:
+        from dicomnode.archive.quarantine import Quarantine
+
+        return Quarantine(self._engine)
+
+    @cached_property
+    def objects(self) -> ObjectStore:
+        from dicomnode.archive.objects import ObjectStore
+
+        url = self.settings.archive.url
+        return ObjectStore(Path(url) if url else self.data_dir / "archive")
+
+    @cached_property
+    def folders(self) -> Folders:
+        from dicomnode.workflow.context import Folders
+
+        folders = Folders(
+            work=self.data_dir / "work",
+            results=self.data_dir / "results",
+            outbox=self.settings.identified_dir / "outbox",
+        )
+        make_folder(self.settings.identified_dir, private=True)
+        make_folder(folders.outbox, private=True)
+        for folder in (folders.work, folders.results):
+            make_folder(folder)
+        return folders
+
+    @cached_property
+    def deid(self) -> DeidPool:
+        from dicomnode.deid.pool import DeidPool
+
+        d = self.settings.deid
+        return DeidPool(profile=d.profile, options=d.options, keys=self.vault.deid_keys, workers=d.workers)
+
+    @property
+    def pack_dir(self) -> Path:
+        """Folder of the active model pack."""
+        from dicomnode.models.manifest import find_pack
+
+        name = self.catalogue.get("active_pack") or self.settings.models.pack
+        return find_pack(name, (packs_folder(),))
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        from dicomnode.models.embedder import Embedder
+
+        return Embedder.load(self.pack_dir, self.settings.models.device)
+
+    @cached_property
+    def vectors(self) -> VectorStore:
+        return self.vectors_of(self.embedder.model_id, self.embedder.dim)
+
+    def vectors_of(self, model_id: Any, dim: int) -> VectorStore:
+        """Vector store of one model."""
+        from dicomnode.index.vectors import VectorStore
+
+        return VectorStore(self.data_dir / "index", self._engine, model_id, dim)
+
+    @cached_property
+    def retriever(self) -> CaseRetriever:
+        from dicomnode.index.cases import CaseRetriever
+
+        i = self.settings.index
+        return CaseRetriever(self.vectors, self._engine, backend=i.backend, target_recall=i.target_recall)
+
+    @cached_property
+    def destinations(self) -> list[Destination]:
+        from dicomnode.workflow.peers import Destination
+
+        return [
+            Destination(
+                name=p.name,
+                ae_title=p.ae_title,
+                host=p.host,
+                port=p.port,
+                results=p.results,
+                objects=p.objects or self.settings.report.objects,
+            )
+            for p in self.settings.dicom.peers
+        ]
+
+    @cached_property
+    def context(self) -> Context:
+        """Everything that the workflow's steps call."""
+        from dicomnode.deid.recipe import compile_recipe
+        from dicomnode.workflow.context import Context, Policy
+        from dicomnode.workflow.embedding import StudyEmbedder
+
+        s = self.settings
+        return Context(
+            spool=self.spool,
+            vault=self.vault,
+            deid=self.deid,
+            objects=self.objects,
+            catalogue=self.catalogue,
+            answers=self.answers,
+            quarantine=self.quarantine,
+            embedder=StudyEmbedder(self.embedder),
+            vectors=self.vectors,
+            retriever=self.retriever,
+            reporter=self.reporter,
+            destinations=self.destinations,
+            folders=self.folders,
+            policy=Policy(
+                k=s.retrieval.k,
+                default_issuer=s.node.default_issuer,
+                answer_rejected=s.retrieval.answer_rejected,
+                recipe=compile_recipe(s.deid.profile, s.deid.options).hash,
+            ),
+            metrics=self.metrics,
+        )
+
+    @property
+    def reporter(self) -> Any:
+        """Builds the objects that are sent."""
+        from dicomnode.report.codes import Language
+        from dicomnode.workflow.reporting import Reporter
+
+        s = self.settings
+        namespace = self.vault.keyed_hash("results", "uid")
+        return Reporter(
+            namespace=namespace,
+            language=Language(s.node.language),
+            link_base=self.link_base,
+            organisation=s.node.organisation,
+            version=__version__,
+            serial=hashlib.sha256(namespace.encode()).hexdigest()[:16],
+            query_picture=self.query_picture,
+            case_picture=self.case_picture,
+        )
+
+    @property
+    def link_base(self) -> str:
+        """Base of the links in reports."""
+        w = self.settings.web
+        return (w.public_url or f"http://{w.host}:{w.port}").rstrip("/")
+
+    def case_picture(self, uid: PseudoUid, frame: int) -> npt.NDArray[np.uint8] | None:
+        """uint8 picture of a slice of the repository, None where it is gone."""
+        relative = self.catalogue.path_of(uid)
+        return None if relative is None else _picture(self.objects.path(relative), frame)
+
+    def query_picture(self, uid: PseudoUid, frame: int) -> npt.NDArray[np.uint8] | None:
+        """uint8 picture of a query's key slice, None where it is no longer kept."""
+        relative = self.answers.slice_path(uid)
+        return None if relative is None else _picture(self.folders.results / relative, frame)
+
+    def send(self, destination: Destination, file: Path) -> None:
+        """Send one object of the outbox; Enhanced SR where the peer takes no Comprehensive SR."""
+        from dicomnode.scu.send import Peer, SopClassRefused, send_files
+
+        peer = Peer(destination.name, destination.ae_title, destination.host, destination.port)
+        calling = self.settings.dicom.ae_titles[0].title
+        enhanced = file.with_name(file.stem + ".enhanced.dcm")
+        try:
+            send_files([file], peer, calling)
+        except SopClassRefused:
+            if not enhanced.exists():
+                raise
+            send_files([enhanced], peer, calling)
+
+    def lock(self, role: str) -> IO[str]:
+        """Hold ``data_dir`` for one role; released when the process ends.
+
+        Raises
+        ------
+        Busy
+            If another process serves this role on the same folder.
+        """
+        make_folder(self.runtime)
+        handle = (self.runtime / f"{role}.lock").open("w")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            raise Busy(
+                f"another process already serves {role} on this folder",
+                place=str(self.data_dir),
+                advice="stop it first, or set [node] data_dir",
+            ) from None
+        return handle
+
+
+def make_folder(path: Path, *, private: bool = False) -> None:
+    """Make a folder, 0700 where it is of the identified zone.
+
+    Raises
+    ------
+    SettingsError
+        If it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o755)
+        if private:
+            path.chmod(0o700)
+    except OSError as exc:
+        raise SettingsError(f"cannot make the folder {path}: {exc.strerror}", place="[node] data_dir") from None
+
+
+def _picture(path: Path, frame: int) -> npt.NDArray[np.uint8] | None:
+    from dicomnode.models.preprocess import prepare_dicom
+
+    if not path.exists():
+        return None
+    try:
+        pixels = prepare_dicom(path, frame).pixels
+    except DicomnodeError:
+        return None
+    return (pixels * 255).round().astype("uint8")

@@ -1,0 +1,253 @@
+"""The node's processes: a supervisor, receivers that share the DICOM port, a worker, the web side.
+
+``serve`` is the supervisor; it binds the ports, so that a taken one is found before anything starts, and hands them to
+its children, which run this module with their role. Second half of the composition root (``node``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from dicomnode.config import Settings, load_settings
+from dicomnode.errors import DicomnodeError
+from dicomnode.node import Node, make_folder
+from dicomnode.scp.supervisor import ChildSpec, Supervisor, python_module, watch_parent
+from dicomnode.telemetry.heartbeat import BEAT_S, beat, clear_beat, read_beats
+from dicomnode.telemetry.logging import configure_logging
+
+log = structlog.get_logger(__name__)
+
+ROLES = ("receiver", "worker", "web")
+WEB_BACKLOG = 128
+EXPIRE_EVERY_S = 3600.0
+
+
+def serve(
+    settings: Settings,
+    settings_file: Path | None,
+    role: str = "all",
+    *,
+    announce: Callable[[dict[str, int]], None] | None = None,
+) -> None:
+    """Run the node, or one role of it, until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    role : str
+        "all", "receiver", "worker" or "web".
+    announce : callable, optional
+        Called once with the ports that are listened on (``dicom``, ``web``).
+
+    Raises
+    ------
+    DicomnodeError
+        A port is taken, the vault has no key, the data folder is in use or cannot be written.
+    """
+    roles = ROLES if role == "all" else (role,)
+    node = Node(settings)
+    with ExitStack() as stack:
+        make_folder(settings.node.data_dir)
+        for name in roles:
+            stack.enter_context(node.lock(name))
+        ports, sockets = _bind(settings, roles, stack)
+        prepare(node, roles)
+        supervisor = Supervisor(_children(settings, settings_file, roles, sockets))
+        if announce is not None:
+            announce(ports)
+        log.info("node_starting", **{f"{k}_port": v for k, v in ports.items()})
+        supervisor.run_until_signalled()
+        log.info("node_stopped")
+
+
+def _bind(settings: Settings, roles: Sequence[str], stack: ExitStack) -> tuple[dict[str, int], dict[str, socket.socket]]:
+    from dicomnode.scp.server import bind_listener
+
+    sockets: dict[str, socket.socket] = {}
+    if "receiver" in roles:
+        sockets["dicom"] = bind_listener(settings.dicom.host, settings.dicom.port)
+    if "web" in roles:
+        sockets["web"] = bind_listener(settings.web.host, settings.web.port, section="web")
+    for listener in sockets.values():
+        stack.enter_context(listener)
+    return {name: listener.getsockname()[1] for name, listener in sockets.items()}, sockets
+
+
+def prepare(node: Node, roles: Sequence[str]) -> None:
+    """What must be right before a process starts: folders, vault, tables, and the spool swept of a former life."""
+    from dicomnode.telemetry.metrics import clean_stale
+
+    make_folder(node.settings.identified_dir, private=True)
+    _ = node.vault, node.catalogue, node.folders
+    if "receiver" in roles:
+        make_folder(node.runtime / "metrics")
+        clean_stale(node.runtime / "metrics")
+        swept = node.spool.sweep()
+        if swept.missing:
+            log.error("spool_files_missing", missing_files=len(swept.missing))
+        node.spool.close()
+
+
+def _children(
+    settings: Settings, settings_file: Path | None, roles: Sequence[str], sockets: dict[str, socket.socket]
+) -> list[ChildSpec]:
+    common = ["--config", str(settings_file)] if settings_file else []
+    specs = []
+    if "worker" in roles:  # first: it takes longest to be ready
+        specs.append(ChildSpec("worker", python_module("dicomnode.serving", "worker", *common)))
+    if "receiver" in roles:
+        fd = sockets["dicom"].fileno()
+        for n in range(settings.dicom.receivers):
+            argv = python_module("dicomnode.serving", "receiver", *common, "--name", f"receiver-{n}", "--fd", str(fd))
+            specs.append(ChildSpec(f"receiver-{n}", argv, pass_fds=(fd,)))
+    if "web" in roles:
+        fd = sockets["web"].fileno()
+        argv = python_module("dicomnode.serving", "web", *common, "--fd", str(fd))
+        specs.append(ChildSpec("web", argv, pass_fds=(fd,)))
+    return specs
+
+
+def run_receiver(node: Node, stop: threading.Event, name: str, listener: socket.socket) -> None:
+    """A receiver process."""
+    from dicomnode.report.codes import DEVICE_UID, IMPLEMENTATION_CLASS_UID
+    from dicomnode.scp.receiver import ReceiverOptions, receive
+
+    options = ReceiverOptions(
+        name=name,
+        identified=node.settings.identified_dir,
+        runtime=node.runtime,
+        dicom=node.settings.dicom,
+        own_uids=(IMPLEMENTATION_CLASS_UID, DEVICE_UID),
+    )
+    receive(listener, options, stop, metrics=node.metrics)
+
+
+def run_worker(node: Node, stop: threading.Event) -> None:
+    """A worker process: turns quiet studies into answers and delivers them, until told to stop."""
+    from dicomnode.workflow.durable import DurableWorker
+    from dicomnode.workflow.housekeeping import close_jobs, expire
+    from dicomnode.workflow.outbox import Outbox
+    from dicomnode.workflow.scheduler import Scheduler
+
+    s = node.settings
+    beat(node.runtime, "worker", state="starting", ready=False)
+    ctx = node.context
+    worker = DurableWorker(ctx, node.data_dir / "workflow.sqlite3")
+    worker.launch()
+    scheduler = Scheduler(ctx.spool, worker, s.dicom.study_quiet_s)
+    outbox = Outbox(ctx.answers, ctx.folders, ctx.destinations, node.send, ctx.metrics, lambda: _close(ctx))
+    threads = [
+        threading.Thread(target=scheduler.run, args=(stop,), name="scheduler"),
+        threading.Thread(target=outbox.run, args=(stop,), name="outbox"),
+    ]
+    for thread in threads:
+        thread.start()
+    log.info("worker_ready")
+    expired = float("-inf")
+    try:
+        while not stop.is_set():
+            alive = all(t.is_alive() for t in threads)
+            detail: dict[str, Any] = {"model": True, "index": True, **_counts(node)}
+            beat(node.runtime, "worker", state="serving" if alive else "failing", ready=alive, detail=detail)
+            _close(ctx)
+            if time.monotonic() - expired > EXPIRE_EVERY_S:
+                expire(ctx, keep_days=s.report.keep_days, result_days=s.retrieval.result_days)
+                expired = time.monotonic()
+            stop.wait(BEAT_S)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=5)
+        worker.close()
+        node.deid.close()
+        clear_beat(node.runtime, "worker")
+
+
+def _close(ctx: Any) -> None:
+    from dicomnode.workflow.housekeeping import close_jobs
+
+    try:
+        close_jobs(ctx)
+    except DicomnodeError as exc:  # tried again two seconds later
+        log.warning("housekeeping_failed", code=exc.code, line=exc.line)
+
+
+def _counts(node: Node) -> dict[str, int]:
+    pending, vectors = node.answers.count_pending(), node.vectors.count()
+    node.metrics.outbox_pending(pending)
+    node.metrics.index_vectors(vectors)
+    return {"vectors": vectors, "outbox": pending}
+
+
+def readiness(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What ``/readyz`` tells: receiver, worker, index and model, by the signs of life of the processes."""
+    beats = read_beats(settings.node.data_dir / "runtime")
+    receivers = [b for name, b in beats.items() if name.startswith("receiver-")]
+    serving = sum(b.live_and_ready for b in receivers)
+    worker = beats.get("worker")
+    working = worker is not None and worker.live_and_ready
+    detail = dict(worker.detail) if worker is not None and working else {}
+    state = worker.state if worker is not None and worker.alive else "not running"
+    return {
+        "receiver": {"ready": serving > 0, "detail": f"{serving} of {settings.dicom.receivers} receivers serve"},
+        "worker": {"ready": working, "detail": state},
+        "index": {"ready": detail.get("index") is True, "detail": f"{detail.get('vectors', 0)} vectors"},
+        "model": {"ready": detail.get("model") is True, "detail": "loaded" if detail.get("model") else "not loaded"},
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m dicomnode.serving receiver|worker|web``: a child of the supervisor."""
+    parser = argparse.ArgumentParser(prog="dicomnode.serving", description="A process of the node.")
+    parser.add_argument("role", choices=ROLES)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--name", default="")
+    parser.add_argument("--fd", type=int, default=-1)
+    parser.add_argument("--parent-fd", type=int, default=-1)
+    arguments = parser.parse_args(argv)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    settings = load_settings(arguments.config)
+    configure_logging(settings.node.log_level)
+    if arguments.parent_fd >= 0:
+        watch_parent(arguments.parent_fd)
+    node = Node(settings)
+    try:
+        if arguments.role == "worker":
+            run_worker(node, stop)
+            return 0
+        listener = socket.socket(fileno=arguments.fd)
+        if arguments.role == "receiver":
+            run_receiver(node, stop, arguments.name, listener)
+        else:
+            run_web(node, stop, listener)
+    except DicomnodeError as exc:
+        log.error("process_failed", code=exc.code, line=exc.line)  # noqa: TRY400 - a traceback may quote data
+        beat(node.runtime, arguments.name or arguments.role, state="failed", ready=False)
+        return exc.exit_code
+    return 0
+
+
+def run_web(node: Node, stop: threading.Event, listener: socket.socket) -> None:
+    """The web process."""
+    from dicomnode.web.serve import run
+    from dicomnode.webparts import web_app
+
+    run(web_app(node), listener, stop)
+
+
+if __name__ == "__main__":
+    os.umask(0o077)  # whatever a process of the node writes is its own user's
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""``deid``: files into a folder of de-identified, audited files, named by pseudonymous UIDs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from dicomnode.deid.pool import DeidTask
+from dicomnode.deid.recipe import Recipe
+from dicomnode.deid.vault import Vault
+from dicomnode.errors import DicomnodeError, InputError, QuarantineError
+from dicomnode.workflow.context import DeidPort
+from dicomnode.workflow.identity import study_identity
+from dicomnode.workflow.ingest import find_files
+
+BATCH = 64
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class DeidContext:
+    """What the command needs of the node: no models, no index."""
+
+    deid: DeidPort
+    vault: Vault
+    default_issuer: str
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of each file."""
+
+    files: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, source: Path, target: Path | None, status: str, reason: str = "") -> None:
+        output = None if target is None else str(target)
+        self.files.append({"input": str(source), "output": output, "status": status, "reason": reason})
+
+    def as_json(self, profile: str) -> dict[str, Any]:
+        """The object of ``deid --report``."""
+        counts = {s: sum(f["status"] == s for f in self.files) for s in ("ok", "quarantined", "failed")}
+        return {"files": self.files, "counts": counts, "profile": profile}
+
+
+def deidentify_files(
+    ctx: DeidContext, paths: Sequence[Path], out: Path | None, progress: Progress | None = None
+) -> Outcome:
+    """De-identify every file below the paths into ``out`` (None: keep nothing), study and instance as folder and name."""
+    outcome = Outcome()
+    files = list(find_files(paths))
+    with tempfile.TemporaryDirectory(prefix="dicomnode-", dir=out.parent if out and out.parent.is_dir() else None) as tmp:
+        for start in range(0, len(files), BATCH):
+            if progress:
+                progress(start, len(files))
+            _batch(ctx, files[start : start + BATCH], Path(tmp), out, outcome)
+    if progress:
+        progress(len(files), len(files))
+    return outcome
+
+
+def _batch(ctx: DeidContext, files: Sequence[Path], tmp: Path, out: Path | None, outcome: Outcome) -> None:
+    tasks = []
+    for n, path in enumerate(files):
+        issuer, patient_id = study_identity([path], _study_uid(path), ctx.default_issuer)
+        tasks.append(DeidTask(path, tmp / f"{n}.dcm", ctx.vault.subject_for(issuer, patient_id, create=True)))
+    for task, result in zip(tasks, ctx.deid.run(tasks), strict=True):
+        if isinstance(result, QuarantineError):
+            outcome.add(task.src, None, "quarantined", f"{result.reason}: {result}")
+        elif isinstance(result, DicomnodeError):
+            outcome.add(task.src, None, "failed", str(result))
+        elif out is None:
+            task.dst.unlink(missing_ok=True)
+            outcome.add(task.src, None, "ok")
+        else:
+            target = out / result.study_uid / f"{result.instance_uid}.dcm"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            task.dst.replace(target)
+            outcome.add(task.src, target, "ok")
+
+
+def _study_uid(path: Path) -> str:
+    try:
+        ds = pydicom.dcmread(path, specific_tags=["StudyInstanceUID"], stop_before_pixels=True)
+    except (InvalidDicomError, OSError, ValueError, AttributeError, KeyError, NotImplementedError, EOFError):
+        return ""
+    return str(ds.get("StudyInstanceUID") or "")
+
+
+def explain_file(recipe: Recipe, path: Path) -> Iterator[str]:
+    """One line for each attribute at every depth: tag, name and what the recipe does; never a value.
+
+    Raises
+    ------
+    InputError
+        If the file is not DICOM.
+    """
+    try:
+        ds = pydicom.dcmread(path, stop_before_pixels=True)
+    except (InvalidDicomError, OSError) as exc:
+        raise InputError(f"not DICOM ({type(exc).__name__})", place=str(path)) from None
+    yield from _explain(recipe, ds, str(ds.get("SOPClassUID") or ""), "")
+
+
+def _explain(recipe: Recipe, ds: pydicom.Dataset, sop_class: str, indent: str) -> Iterator[str]:
+    for element in ds:
+        yield f"{indent}{element.tag} {element.name}: {recipe.action(int(element.tag), sop_class).value}"
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from _explain(recipe, item, sop_class, indent + "  ")

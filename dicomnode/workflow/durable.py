@@ -1,0 +1,188 @@
+"""Runs ``process_study`` durably on DBOS: a worker killed in one step resumes at that step.
+
+Only job row ids pass through the durable log, with the portable JSON serializer, and no exception text does: DBOS
+stores inputs, results and errors in clear. The executor id is fixed per worker slot, so that a restarted worker, and
+nobody else, takes up what it had begun.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from dbos import DBOS, DBOSConfig, SetWorkflowID
+from dbos._serialization import DBOSPortableJSONSerializer
+
+from dicomnode.errors import DicomnodeError, QuarantineError
+from dicomnode.scp.schema import JobState
+from dicomnode.workflow.context import Context
+from dicomnode.workflow.process_study import STEPS, Step
+
+log = structlog.get_logger(__name__)
+
+WORKFLOW_VERSION = "1"  # raise it when the order or meaning of steps changes; running jobs then start afresh
+STEP_ATTEMPTS = 6  # 1 + 2 + 4 + 8 + 16 s: longer than a locked database or a brief full disk
+FIRST_RETRY_S = 1.0
+_IDLE_POLL_S = 3600.0  # notifications, schedules and queues of DBOS are not used
+OK, QUARANTINED = "ok", "quarantined"
+
+
+class StepFailed(DicomnodeError):
+    """A step failed and may be tried again; carries the kind of the error, never its text."""
+
+    code = "step-failed"
+
+
+class DurableWorker:
+    """The durable side of one worker process.
+
+    Parameters
+    ----------
+    ctx : Context
+        The parts.
+    database : Path
+        SQLite file of the durable log, of its own: its write locks would stall a receiver.
+    slot : str
+        Fixed name of this worker.
+    """
+
+    def __init__(self, ctx: Context, database: Path, *, slot: str = "worker-0") -> None:
+        self._ctx = ctx
+        self._active: set[int] = set()
+        self._lock = threading.Lock()
+        self._lane = threading.Lock()  # one study computes at a time: the networks use every core already
+        config: DBOSConfig = {
+            "name": "dicomnode",
+            "system_database_url": f"sqlite:///{database}",
+            "application_version": WORKFLOW_VERSION,
+            "executor_id": slot,
+            "serializer": DBOSPortableJSONSerializer(),
+            "log_level": "ERROR",
+            "enable_otlp": False,
+            "notification_listener_polling_interval_sec": _IDLE_POLL_S,
+            "scheduler_polling_interval_sec": _IDLE_POLL_S,
+            "kafka_queue_polling_interval_sec": _IDLE_POLL_S,
+        }
+        DBOS(config=config)
+        steps = [self._durable_step(name, step) for name, step in STEPS]
+        give_up = DBOS.step(name="give_up")(self._give_up)
+        finish = DBOS.step(name="finish", retries_allowed=True, max_attempts=STEP_ATTEMPTS)(self._finish)
+
+        def process_study(job_id: int) -> str:
+            with self._lock:
+                self._active.add(job_id)
+            try:
+                for name, step in steps:
+                    try:
+                        outcome = step(job_id)
+                    except Exception as exc:  # noqa: BLE001 - whatever it is, the job must end up where people see it
+                        return str(give_up(job_id, name, type(exc).__name__))
+                    if outcome != OK:
+                        return outcome
+                return str(finish(job_id))
+            finally:
+                with self._lock:
+                    self._active.discard(job_id)
+
+        self._process: Callable[[int], str] = DBOS.workflow(name="process_study", max_recovery_attempts=1000)(
+            process_study
+        )
+
+    def launch(self) -> None:
+        """Start DBOS: what this slot had begun is taken up again."""
+        DBOS.launch()
+        for job in self._ctx.spool.jobs(JobState.RUNNING):
+            status = DBOS.get_workflow_status(_workflow_id(job.id))
+            if status is None or status.status not in ("PENDING", "SUCCESS"):
+                self._ctx.spool.restart(job.id)
+                log.info("job_restarted", job=job.id)
+
+    def active(self) -> int:
+        """Number of studies in work."""
+        with self._lock:
+            return len(self._active)
+
+    def start(self, job_id: int) -> None:
+        """Begin a queued job; begun twice, it runs once."""
+        with self._lock:
+            self._active.add(job_id)
+        with SetWorkflowID(_workflow_id(job_id)):
+            DBOS.start_workflow(self._process, job_id)
+        self._ctx.spool.set_job_state(job_id, JobState.RUNNING, if_state=JobState.QUEUED)
+
+    def close(self) -> None:
+        """Stop; what is in work is taken up at the next launch."""
+        DBOS.destroy(workflow_completion_timeout_sec=0)
+
+    def _durable_step(self, name: str, step: Step) -> tuple[str, Callable[[int], str]]:
+        def run(job_id: int) -> str:
+            with self._lane:
+                return self._run(name, step, job_id)
+
+        durable = DBOS.step(
+            name=name,
+            retries_allowed=True,
+            max_attempts=STEP_ATTEMPTS,
+            interval_seconds=FIRST_RETRY_S,
+            should_retry=lambda exc: isinstance(exc, StepFailed),
+        )(run)
+        return name, durable
+
+    def _run(self, name: str, step: Step, job_id: int) -> str:
+        started = time.monotonic()
+        try:
+            step(self._ctx, job_id)
+        except QuarantineError as exc:
+            self._quarantine(job_id, exc)
+            return QUARANTINED
+        except DicomnodeError as exc:
+            log.warning("step_failed", step=name, job=job_id, code=exc.code, line=exc.line)
+            raise StepFailed(f"{name}: {exc.code}") from None
+        except Exception as exc:
+            # The text of a foreign exception may hold anything, a name included: only its kind goes on.
+            log.warning("step_failed", step=name, job=job_id, kind=type(exc).__name__, where=_where(exc))
+            raise StepFailed(f"{name}: {type(exc).__name__}") from None
+        seconds = time.monotonic() - started
+        self._ctx.metrics.step(name, seconds)
+        log.info("step_done", step=name, job=job_id, seconds=round(seconds, 3))
+        return OK
+
+    def _quarantine(self, job_id: int, exc: QuarantineError) -> None:
+        item = self._ctx.quarantine.hold(exc.reason, exc.line, place=exc.place, advice=exc.advice, job_id=job_id)
+        self._ctx.spool.set_job_state(job_id, JobState.QUARANTINED, note=exc.reason)
+        self._ctx.metrics.quarantined(exc.reason)
+        self._ctx.metrics.study("quarantined")
+        log.warning("quarantined", job=job_id, item=item, reason=exc.reason)
+
+    def _give_up(self, job_id: int, step: str, kind: str) -> str:
+        error = QuarantineError(
+            "failed",
+            f"the step {step!r} failed {STEP_ATTEMPTS} times ({kind})",
+            place=step,
+            advice="see the log and 'dicomnode doctor', then: dicomnode quarantine release ID",
+        )
+        self._quarantine(job_id, error)
+        return QUARANTINED
+
+    def _finish(self, job_id: int) -> str:
+        job = self._ctx.spool.job(job_id)
+        if job.state is JobState.QUARANTINED:  # held by the report step: cannot be searched
+            return QUARANTINED
+        self._ctx.spool.set_job_state(job_id, JobState.ANSWERED)
+        self._ctx.metrics.study("answered" if job.role.answers else "indexed")
+        return OK
+
+
+def _workflow_id(job_id: int) -> str:
+    return f"job-{job_id}"
+
+
+def _where(exc: BaseException) -> str:
+    """File name and line of the innermost frame: enough to find a fault, nothing of the data."""
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"

@@ -1,0 +1,32 @@
+"""The embedder as the workflow calls it: whole studies and prepared images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dicomnode.domain import ModelId
+from dicomnode.models.embedder import Embedder
+from dicomnode.models.study import StudyEmbedding, embed_study
+
+
+class StudyEmbedder:
+    """``EmbedPort`` over a loaded ``Embedder``."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+
+    @property
+    def model_id(self) -> ModelId:
+        return self._embedder.model_id
+
+    def embed_study(self, paths: Sequence[Path]) -> StudyEmbedding:
+        """Series choice, key slices and vectors of de-identified files of one study."""
+        return embed_study(paths, self._embedder)
+
+    def embed_images(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """float32 [n, dim] of prepared images float32 [n, 224, 224] in 0..1."""
+        return self._embedder.embed(images)

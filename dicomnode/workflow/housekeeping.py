@@ -1,0 +1,55 @@
+"""Deletes what is no longer needed: originals after delivery, sent objects and key slices after their days.
+
+Every function may run at any time and again. Nothing is deleted that has not been answered, indexed or discarded.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import structlog
+
+from dicomnode.archive.answers import DELIVERED, PENDING
+from dicomnode.scp.schema import JobState
+from dicomnode.workflow.context import Context
+
+log = structlog.get_logger(__name__)
+
+DAY_S = 86400.0
+
+
+def close_jobs(ctx: Context) -> int:
+    """Remove the originals of answered jobs whose results are all settled. Returns how many were closed.
+
+    A result that was refused for good keeps the originals until its sent object expires.
+    """
+    closed = 0
+    for job in ctx.spool.jobs(JobState.ANSWERED):
+        results = ctx.answers.results(answer_id=job.answer_id) if job.answer_id is not None else []
+        if any(r.state != DELIVERED and ctx.folders.sent(r.id).exists() for r in results):
+            continue
+        ctx.spool.remove_job_files(job.id)
+        shutil.rmtree(ctx.folders.job(job.id), ignore_errors=True)
+        ctx.spool.set_job_state(job.id, JobState.DONE)
+        log.info("job_done", job=job.id)
+        closed += 1
+    return closed
+
+
+def expire(ctx: Context, *, keep_days: int, result_days: int, now: float | None = None) -> None:
+    """Remove sent objects after ``keep_days`` and query key slices after ``result_days``."""
+    now = time.time() if now is None else now
+    for result in ctx.answers.results():
+        sent = ctx.folders.sent(result.id)
+        done = result.delivered if result.state == DELIVERED else None
+        failed = result.created if result.state not in (DELIVERED, PENDING) else None
+        since = done or failed
+        if since is not None and now - since > keep_days * DAY_S and sent.exists():
+            sent.unlink()
+            log.info("sent_object_expired", result=result.id)
+    for relative in ctx.answers.drop_slices(now - result_days * DAY_S):
+        path = ctx.folders.results / relative
+        path.unlink(missing_ok=True)
+        if path.parent.is_dir() and not any(path.parent.iterdir()):
+            path.parent.rmdir()

@@ -1,0 +1,47 @@
+"""Whose study it is: one (issuer, Patient ID) from the originals' headers, or quarantine.
+
+Reads the identified zone; what it returns goes to the vault and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from dicomnode.errors import QuarantineError
+
+_TAGS = ["PatientID", "IssuerOfPatientID"]
+
+
+def study_identity(paths: Sequence[Path], study_uid: str, default_issuer: str) -> tuple[str, str]:
+    """(issuer, Patient ID) of a study.
+
+    A study without Patient ID is nobody's in particular: it is its own patient, or two strangers would share
+    a pseudonym.
+
+    Raises
+    ------
+    QuarantineError
+        If the images carry more than one Patient ID: whose finding would it be?
+    """
+    found: set[tuple[str, str]] = set()
+    for path in paths:
+        try:
+            ds = pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True, force=True)
+            patient_id = str(ds.get("PatientID") or "").strip()
+            issuer = str(ds.get("IssuerOfPatientID") or "").strip() or default_issuer
+        except (InvalidDicomError, OSError, ValueError, AttributeError, KeyError, NotImplementedError, EOFError):
+            continue  # unreadable: the de-identification names and holds that file
+        if patient_id:
+            found.add((issuer, patient_id))
+    if len(found) > 1:
+        raise QuarantineError(
+            "mixed-patients",
+            f"the study's images carry {len(found)} different Patient IDs",
+            place="(0010,0020)",
+            advice="correct the study in the PACS and send it again, then: dicomnode quarantine discard ID",
+        )
+    return found.pop() if found else ("study", study_uid)

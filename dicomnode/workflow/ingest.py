@@ -1,0 +1,229 @@
+"""``index add``: folders of DICOM and labelled images into the repository, through the same steps as a received study.
+
+Every DICOM object is de-identified and audited before anything is stored; what cannot pass is reported and left where
+it is. A second run over the same files adds nothing. Labelled plain images carry no header: only their pixels go in.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydicom
+import structlog
+from pydicom.errors import InvalidDicomError
+
+from dicomnode.archive.records import read_record
+from dicomnode.deid.iod import is_image
+from dicomnode.deid.pool import DeidTask
+from dicomnode.domain import Finding, FindingStatus, OriginalUid, PseudoUid
+from dicomnode.errors import DicomnodeError, InputError, NotFound, UsageError
+from dicomnode.workflow.context import Context
+from dicomnode.workflow.identity import study_identity
+from dicomnode.workflow.process_study import STAGED, archive_records, embed_paths, index_folder
+
+log = structlog.get_logger(__name__)
+
+_TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+SYSTEMS = frozenset({"SCT", "I10C", "I10", "I9C"})
+FINDING_COLUMNS = ("study", "system", "code", "display")
+
+
+@dataclass(slots=True)
+class Added:
+    """What ``index add`` did."""
+
+    studies: int = 0
+    instances: int = 0
+    vectors: int = 0
+    already: int = 0
+    findings: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)  # reason -> files
+    quarantined: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __iadd__(self, other: Added) -> Added:
+        for name in ("studies", "instances", "vectors", "already", "findings", "quarantined"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for reason, n in other.skipped.items():
+            self.skip(reason, n)
+        self.notes += other.notes
+        return self
+
+    def skip(self, reason: str, n: int = 1) -> None:
+        self.skipped[reason] = self.skipped.get(reason, 0) + n
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    sop_uid: str
+
+
+Progress = Callable[[int, int], None]
+
+
+def find_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Files below the paths at any depth, in a fixed order; links that lead in circles are not followed.
+
+    Raises
+    ------
+    UsageError
+        If a path does not exist.
+    """
+    for path in paths:
+        if path.is_dir():
+            yield from (p for p in sorted(path.rglob("*")) if p.is_file())
+        elif path.is_file():
+            yield path
+        else:
+            raise UsageError("no such file or folder", place=str(path))
+
+
+def group_by_study(files: Iterable[Path], added: Added) -> dict[str, list[_File]]:
+    """DICOM image files by Study Instance UID; everything else is counted in ``added.skipped``."""
+    studies: dict[str, list[_File]] = {}
+    for path in files:
+        try:
+            ds = pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True)
+        except InvalidDicomError:
+            added.skip("not DICOM")
+            continue
+        except (OSError, ValueError, AttributeError, KeyError, NotImplementedError, EOFError):
+            added.skip("unreadable")
+            continue
+        study = str(ds.get("StudyInstanceUID") or "")
+        if not is_image(str(ds.get("SOPClassUID") or "")):
+            added.skip("no image")
+        elif not study or not ds.get("SOPInstanceUID"):
+            added.skip("missing UID")
+        else:
+            studies.setdefault(study, []).append(_File(path, str(ds.SOPInstanceUID)))
+    return studies
+
+
+def read_findings(path: Path) -> dict[str, list[Finding]]:
+    """``--findings F.csv``: findings by its study column (a Study Instance UID as received, or a path).
+
+    Raises
+    ------
+    InputError
+        If a column is missing or a system is unknown; the line is named.
+    """
+    found: dict[str, list[Finding]] = {}
+    for number, row in enumerate(csv_rows(path, FINDING_COLUMNS), start=2):
+        system = row["system"].strip()
+        if system not in SYSTEMS:
+            raise InputError(
+                f"unknown system {system!r}; known are {', '.join(sorted(SYSTEMS))}", place=f"{path}:{number}"
+            )
+        if not row["code"].strip() or not row["display"].strip():
+            raise InputError("code and display are needed", place=f"{path}:{number}")
+        finding = Finding(system, row["code"].strip(), row["display"].strip(), "findings file")
+        found.setdefault(row["study"].strip(), []).append(finding)
+    return found
+
+
+def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as f:
+            reader = csv.DictReader(f)
+            missing = [c for c in columns if c not in (reader.fieldnames or [])]
+            if missing:
+                raise InputError(f"column {missing[0]!r} is missing", place=str(path))
+            for row in reader:
+                yield {k: v or "" for k, v in row.items() if k is not None}
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        raise InputError(f"not a readable CSV file ({type(exc).__name__})", place=str(path)) from None
+
+
+def add_paths(
+    ctx: Context, paths: Sequence[Path], findings_file: Path | None = None, progress: Progress | None = None
+) -> Added:
+    """Add all DICOM image studies below the paths to the repository."""
+    added = Added()
+    stated = read_findings(findings_file) if findings_file else {}
+    studies = group_by_study(find_files(paths), added)
+    for done, (study_uid, files) in enumerate(sorted(studies.items())):
+        if progress:
+            progress(done, len(studies))
+        try:
+            _add_study(ctx, study_uid, files, added)
+        except DicomnodeError as exc:
+            _refused(ctx, added, exc, len(files))
+    _add_findings(ctx, stated, studies, added)
+    if progress:
+        progress(len(studies), len(studies))
+    return added
+
+
+def _refused(ctx: Context, added: Added, exc: DicomnodeError, files: int) -> None:
+    reason = getattr(exc, "reason", exc.code)
+    advice = exc.advice or "the files were left where they are"
+    item = ctx.quarantine.hold(reason, f"{files} files of 'index add': {exc.line}", place=exc.place, advice=advice)
+    added.quarantined += files
+    added.notes.append(f"quarantine {item}: {reason}: {files} files: {exc.line}")
+    ctx.metrics.quarantined(reason)
+
+
+def _add_study(ctx: Context, study_uid: str, files: Sequence[_File], added: Added) -> None:
+    study = ctx.vault.uid(OriginalUid(study_uid))
+    known = {k.uid for k in ctx.catalogue.known_instances(study)}
+    if all(ctx.vault.uid(OriginalUid(f.sop_uid)) in known for f in files) and ctx.vectors.has_study(study):
+        added.already += 1
+        return
+    issuer, patient_id = study_identity([f.path for f in files], study_uid, ctx.policy.default_issuer)
+    subject = ctx.vault.subject_for(issuer, patient_id, create=True)
+    folder = ctx.folders.work / f"add-{hashlib.sha256(study.encode()).hexdigest()[:16]}"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        staged = folder / STAGED
+        staged.mkdir(parents=True)
+        outcomes = ctx.deid.run([DeidTask(f.path, staged / f"{n}.dcm", subject) for n, f in enumerate(files)])
+        refused: dict[str, list[DicomnodeError]] = {}
+        for outcome in outcomes:
+            if isinstance(outcome, DicomnodeError):
+                refused.setdefault(getattr(outcome, "reason", outcome.code), []).append(outcome)
+        for errors in refused.values():
+            _refused(ctx, added, errors[0], len(errors))
+        records = [(p, read_record(p)) for p in sorted(staged.glob("*.dcm"))]
+        if not records:
+            return
+        archive_records(ctx, records, source="index-add")
+        embed_paths(ctx, [ctx.objects.path(k.path) for k in ctx.catalogue.known_instances(study)], folder)
+        added.vectors += index_folder(ctx, folder, study, records[0][1].patient)
+        added.studies += 1
+        added.instances += len(records)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _add_findings(
+    ctx: Context, stated: dict[str, list[Finding]], studies: dict[str, list[_File]], added: Added
+) -> None:
+    by_path = {str(f.path.resolve()): uid for uid, files in studies.items() for f in files}
+    for key, findings in stated.items():
+        original = key
+        if key not in studies:
+            wanted = str(Path(key).resolve())
+            inside = [uid for path, uid in by_path.items() if path == wanted or path.startswith(wanted + "/")]
+            original = inside[0] if inside else key
+        try:
+            ctx.catalogue.set_findings(ctx.vault.uid(OriginalUid(original)), findings, FindingStatus.PRESENT)
+            added.findings += len(findings)
+        except NotFound:
+            added.skip("findings of a study that is not here")
+
+
+def remove_study(ctx: Context, study: PseudoUid) -> bool:
+    """Take a study out of the repository: vectors first, so that no answer can show what is gone."""
+    ctx.vectors.remove_study(study)
+    there = ctx.catalogue.remove_study(study)
+    ctx.objects.remove_study(study)
+    if there:
+        ctx.catalogue.note(study, "removed", {})
+    return there

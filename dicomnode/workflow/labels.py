@@ -1,0 +1,195 @@
+"""LABELS.csv: labelled plain images (PNG, JPEG, WebP, DICOM) as cases of the repository.
+
+Only the prepared pixels of an image go in, as a Secondary Capture object of a case that belongs to a random
+pseudonym; a plain image's file name, EXIF and text never do. The label is kept as a finding of system 99LABEL.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+
+from dicomnode.archive.records import read_record
+from dicomnode.deid.gate import check
+from dicomnode.deid.source import open_source
+from dicomnode.domain import LABEL_SCHEME, Finding, FindingStatus, OriginalUid, PseudoUid, Pseudonym, SliceRef
+from dicomnode.errors import DicomnodeError, InputError
+from dicomnode.models.preprocess import is_dicom, picture_pixels, prepare_dicom, prepare_picture
+from dicomnode.deid.engine import IMPLEMENTATION_VERSION_NAME
+from dicomnode.report.codes import IMPLEMENTATION_CLASS_UID
+from dicomnode.workflow.context import Context
+from dicomnode.workflow.ingest import Added, Progress, csv_rows
+from dicomnode.workflow.process_study import archive_records
+
+COLUMNS = ("path", "label")
+# Words by which a label states that there is no finding. Any other label is a finding; none of them is "unknown".
+NEGATIVE_LABELS = frozenset({"normal", "healthy", "none", "no finding", "no findings", "negative", "sano", "control"})
+UNKNOWN_LABELS = frozenset({"", "unknown", "?", "na", "n/a", "desconocido"})
+Grey = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """One row: where the image is, its label, and whose it is (empty: nobody else's)."""
+
+    path: Path
+    label: str
+    patient: str
+
+
+def read_labels(path: Path) -> list[LabelRow]:
+    """Rows of a LABELS.csv; paths absolute or relative to its own folder.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read or lacks a column.
+    """
+    rows = []
+    for row in csv_rows(path, COLUMNS):
+        image = Path(row["path"].strip())
+        rows.append(LabelRow(path.parent / image, row["label"].strip(), row.get("patient", "").strip()))
+    return rows
+
+
+def is_labels_file(path: Path) -> bool:
+    """Whether a path given to ``index add`` is a LABELS.csv."""
+    return path.suffix.lower() == ".csv" and path.is_file()
+
+
+def finding_of(label: str) -> tuple[FindingStatus, tuple[Finding, ...]]:
+    """Status and finding that a label states."""
+    word = label.strip().lower()
+    if word in UNKNOWN_LABELS:
+        return FindingStatus.UNKNOWN, ()
+    finding = Finding(LABEL_SCHEME, label[:64], label[:255], "labels file")
+    return (FindingStatus.NONE if word in NEGATIVE_LABELS else FindingStatus.PRESENT), (finding,)
+
+
+def add_labels(ctx: Context, path: Path, progress: Progress | None = None) -> Added:
+    """Add every patient (else every row) of a LABELS.csv as a case."""
+    added = Added()
+    cases: dict[str, list[LabelRow]] = {}
+    for row in read_labels(path):
+        cases.setdefault(f"patient:{row.patient}" if row.patient else f"path:{row.path}", []).append(row)
+    issuer = f"labels:{path.resolve().parent.name}"
+    for done, (key, rows) in enumerate(cases.items()):
+        if progress:
+            progress(done, len(cases))
+        _add_case(ctx, issuer, key, rows, added)
+    if progress:
+        progress(len(cases), len(cases))
+    return added
+
+
+def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], added: Added) -> None:
+    study = ctx.vault.uid(OriginalUid(f"{issuer}/{key}"))
+    if ctx.vectors.has_study(study) and len(ctx.catalogue.known_instances(study)) >= len(rows):
+        added.already += 1
+        return
+    pictures: list[tuple[LabelRow, Grey]] = []
+    for row in rows:
+        try:
+            pictures.append((row, read_picture(row.path)))
+        except InputError as exc:
+            added.skip(exc.line)
+        except DicomnodeError as exc:
+            added.skip(exc.code)
+    if not pictures:
+        return
+    pseudonym = ctx.vault.subject_for(issuer, key, create=True).pseudonym
+    series = ctx.vault.uid(OriginalUid(f"{issuer}/{key}/series"))
+    folder = ctx.folders.work / f"add-{hashlib.sha256(study.encode()).hexdigest()[:16]}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        refs: list[SliceRef] = []
+        records = []
+        for number, (row, picture) in enumerate(pictures, start=1):
+            instance = ctx.vault.uid(OriginalUid(f"{issuer}/{key}/{row.path.name}/{number}"))
+            target = folder / f"{number}.dcm"
+            _capture(picture, pseudonym, study, series, instance, number).save_as(target, enforce_file_format=True)
+            records.append((target, read_record(target)))
+            refs.append(SliceRef(instance, series, study, pseudonym))
+        archive_records(ctx, records, source="labels")
+        images = np.stack([picture_pixels(Image.fromarray(p)) for _, p in pictures])
+        added.vectors += ctx.vectors.add(refs, ctx.embedder.embed_images(images))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    labels = sorted({row.label for row, _ in pictures})
+    status, findings = finding_of(labels[0])
+    for label in labels[1:]:
+        more_status, more = finding_of(label)
+        findings += more
+        status = FindingStatus.PRESENT if FindingStatus.PRESENT in (status, more_status) else status
+    ctx.catalogue.set_findings(study, findings, status)
+    added.studies += 1
+    added.instances += len(pictures)
+    added.findings += len(findings)
+
+
+def read_picture(path: Path) -> Grey:
+    """Grey pixels of a plain image at its own size, or of a DICOM image as prepared for the networks.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read as an image; ``QuarantineError`` where a DICOM image may show burned-in text.
+    """
+    if is_dicom(path):
+        source = open_source(path)
+        try:
+            check(source)
+        finally:
+            source.stream.close()
+        return np.round(prepare_dicom(path).pixels * 255).astype(np.uint8)
+    prepare_picture(path)  # its checks: readable, not too large, not constant
+    with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):  # 16 bits: scaled by their own range, as for the networks
+            values = np.asarray(image, dtype=np.float32)
+            return np.round((values - values.min()) / (np.ptp(values) or 1) * 255).astype(np.uint8)
+        return np.asarray(image.convert("L"))
+
+
+def capture_pixels(path: Path) -> npt.NDArray[np.float32]:
+    """float32 [224, 224] of a case's stored capture, the same that it was indexed with."""
+    return picture_pixels(Image.fromarray(dcmread(path).pixel_array))
+
+
+def _capture(
+    image: Grey, pseudonym: Pseudonym, study: PseudoUid, series: PseudoUid, instance: PseudoUid, number: int
+) -> Dataset:
+    """Secondary Capture object (PS3.3 A.8.1) of prepared pixels, uint8 MONOCHROME2."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = instance
+    ds.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    ds.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    ds.SpecificCharacterSet = "ISO_IR 192"
+    ds.SOPClassUID, ds.SOPInstanceUID = SecondaryCaptureImageStorage, instance
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = study, series
+    ds.PatientID, ds.PatientName = pseudonym, pseudonym
+    ds.PatientBirthDate = ds.PatientSex = ds.StudyDate = ds.StudyTime = ""
+    ds.AccessionNumber = ds.StudyID = ds.ReferringPhysicianName = ""
+    ds.PatientIdentityRemoved = "YES"
+    ds.DeidentificationMethod = "pixels only"
+    ds.Modality, ds.ConversionType = "OT", "WSD"
+    ds.SeriesNumber, ds.InstanceNumber = 1, number
+    ds.PatientOrientation = ""
+    ds.Rows, ds.Columns = image.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+    ds.PixelData = image.tobytes() + b"\0" * (image.size % 2)
+    return ds

@@ -1,0 +1,85 @@
+"""The study-quiet timer: a study without a new image for N seconds becomes a job, jobs are begun one by one.
+
+The spool itself is the record of what has arrived, so nothing is lost between a C-STORE and the timer
+(docs/decisions/0002-quiet-timer.md). Quiet is measured on the monotonic clock: setting the wall clock changes
+nothing, and after a restart a study is quiet again N seconds later.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from dicomnode.errors import DicomnodeError
+from dicomnode.scp.schema import JobState
+from dicomnode.scp.spool import Spool
+from dicomnode.workflow.durable import DurableWorker
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 0.25
+MAX_ACTIVE = 2  # one computes while the other reads or writes
+
+
+@dataclass(slots=True)
+class _Seen:
+    newest: int
+    since: float
+
+
+class Scheduler:
+    """Turns quiet studies into jobs and begins queued jobs.
+
+    Parameters
+    ----------
+    spool : Spool
+        Where studies arrive.
+    worker : DurableWorker
+        Who runs jobs.
+    quiet_s : float
+        Seconds without a new image that end a study.
+    clock : callable
+        Monotonic seconds.
+    """
+
+    def __init__(
+        self, spool: Spool, worker: DurableWorker, quiet_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._spool = spool
+        self._worker = worker
+        self._quiet_s = quiet_s
+        self._clock = clock
+        self._seen: dict[int, _Seen] = {}
+
+    def tick(self) -> int:
+        """One round; returns the number of jobs begun."""
+        now = self._clock()
+        pending = {p.study_id: p.newest_row_id for p in self._spool.pending()}
+        for gone in self._seen.keys() - pending.keys():
+            del self._seen[gone]
+        for study_id, newest in pending.items():
+            seen = self._seen.get(study_id)
+            if seen is None or seen.newest != newest:
+                self._seen[study_id] = _Seen(newest, now)
+            elif now - seen.since >= self._quiet_s:
+                job_id = self._spool.claim(study_id)
+                log.info("study_complete", job=job_id)
+        begun = 0
+        room = MAX_ACTIVE - self._worker.active()
+        for job in self._spool.jobs(JobState.QUEUED)[: max(room, 0)]:
+            self._worker.start(job.id)
+            begun += 1
+        return begun
+
+    def run(self, stop: threading.Event) -> None:
+        """Tick until told to stop; a fault of the database is logged and tried again."""
+        while not stop.wait(POLL_S):
+            try:
+                self.tick()
+            except DicomnodeError as exc:
+                log.warning("scheduler_failed", code=exc.code, line=exc.line)
+                stop.wait(1.0)
