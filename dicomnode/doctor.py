@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -131,7 +131,7 @@ def check_vault(node: Node) -> Iterator[Diagnosis]:
     except DicomnodeError as exc:
         yield Diagnosis("vault", State.FAIL, str(exc), exc.advice or "restore the key from its backup")
         return
-    yield Diagnosis("vault", State.OK, f"{status['patients']} patients")
+    yield Diagnosis("vault", State.OK, f"{status.patients} patients")
 
 
 def check_decoders(_node: Node) -> Iterator[Diagnosis]:
@@ -163,13 +163,13 @@ def check_model(node: Node) -> Iterator[Diagnosis]:
 def check_index(node: Node) -> Iterator[Diagnosis]:
     """Vectors and snapshot match their checksums."""
     try:
-        problems = node.vectors.verify()
+        problems = node.index.verify()
     except DicomnodeError as exc:
         problems = [str(exc)]
     if problems:
         yield Diagnosis("index", State.FAIL, problems[0], "dicomnode index rebuild")
     else:
-        yield Diagnosis("index", State.OK, f"{node.vectors.count()} vectors")
+        yield Diagnosis("index", State.OK, f"{node.index.store.count()} vectors")
 
 
 def check_ports(node: Node) -> Iterator[Diagnosis]:

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dicomnode import __version__
 from dicomnode.config import Settings
-from dicomnode.errors import Busy, DicomnodeError, SettingsError
+from dicomnode.errors import Busy, DicomnodeError, PeerRefused, SettingsError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,15 +29,16 @@ if TYPE_CHECKING:
     from dicomnode.archive.objects import ObjectStore
     from dicomnode.archive.quarantine import Quarantine
     from dicomnode.deid.pool import DeidPool
+    from dicomnode.deid.recipe import Recipe
     from dicomnode.deid.vault import Vault
     from dicomnode.domain import PseudoUid
-    from dicomnode.index.cases import CaseRetriever
-    from dicomnode.index.vectors import VectorStore
+    from dicomnode.index.repository import VectorIndex
     from dicomnode.models.embedder import Embedder
     from dicomnode.scp.spool import Spool
     from dicomnode.telemetry.audit import AuditEvent, AuditTrail
     from dicomnode.telemetry.metrics import Metrics
     from dicomnode.workflow.context import Context, Folders
+    from dicomnode.workflow.deidentify import DeidContext
     from dicomnode.workflow.peers import Destination
 
 
@@ -92,16 +93,17 @@ class Node:
 
     @cached_property
     def vault(self) -> Vault:
-        from dicomnode.deid.vault import open_vault
+        from dicomnode.deid.vault import KeySource, Vault
 
         v = self.settings.vault
-        return open_vault(
-            self.settings.identified_dir / "vault.sqlite3",
-            default_key_file=self.data_dir / "vault.key",
-            key_file=Path(v.key_file) if v.key_file else None,
-            key_env=v.key_env,
-            key_command=v.key_command,
+        key = KeySource(
+            default_file=self.data_dir / "vault.key",
+            file=v.key_file,
+            env=v.key_env,
+            command=v.key_command,
         )
+        make_folder(self.settings.identified_dir, private=True)
+        return Vault.open(self.settings.identified_dir / "vault.sqlite3", key)
 
     @cached_property
     def _engine(self) -> Any:
@@ -158,7 +160,7 @@ class Node:
         from dicomnode.deid.pool import DeidPool
 
         d = self.settings.deid
-        return DeidPool(profile=d.profile, options=d.options, keys=self.vault.deid_keys, workers=d.workers)
+        return DeidPool(self.vault.uid_key, profile=d.profile, options=d.options, workers=d.workers)
 
     @property
     def pack_dir(self) -> Path:
@@ -175,21 +177,23 @@ class Node:
         return Embedder.load(self.pack_dir, self.settings.models.device)
 
     @cached_property
-    def vectors(self) -> VectorStore:
-        return self.vectors_of(self.embedder.model_id, self.embedder.dim)
+    def index(self) -> VectorIndex:
+        """The vector index of the active model."""
+        return self.index_of(self.embedder)
 
-    def vectors_of(self, model_id: Any, dim: int) -> VectorStore:
-        """Vector store of one model."""
-        from dicomnode.index.vectors import VectorStore
-
-        return VectorStore(self.data_dir / "index", self._engine, model_id, dim)
-
-    @cached_property
-    def retriever(self) -> CaseRetriever:
-        from dicomnode.index.cases import CaseRetriever
+    def index_of(self, embedder: Embedder) -> VectorIndex:
+        """The vector index of one model."""
+        from dicomnode.index.repository import VectorIndex
 
         i = self.settings.index
-        return CaseRetriever(self.vectors, self._engine, backend=i.backend, target_recall=i.target_recall)
+        return VectorIndex(
+            self.data_dir / "index",
+            self._engine,
+            embedder.model_id,
+            embedder.dim,
+            backend=i.backend,
+            target_recall=i.target_recall,
+        )
 
     @cached_property
     def destinations(self) -> list[Destination]:
@@ -208,9 +212,19 @@ class Node:
         ]
 
     @cached_property
+    def recipe(self) -> Recipe:
+        """The compiled de-identification recipe."""
+        from dicomnode.deid.recipe import compile_recipe
+
+        return compile_recipe(self.settings.deid.profile, self.settings.deid.options)
+
+    @cached_property
     def context(self) -> Context:
         """Everything that the workflow's steps call."""
-        from dicomnode.deid.recipe import compile_recipe
+        return self.context_of(self.embedder, self.index)
+
+    def context_of(self, embedder: Embedder, index: VectorIndex) -> Context:
+        """The same with another model."""
         from dicomnode.workflow.context import Context, Policy
         from dicomnode.workflow.embedding import StudyEmbedder
 
@@ -223,9 +237,9 @@ class Node:
             catalogue=self.catalogue,
             answers=self.answers,
             quarantine=self.quarantine,
-            embedder=StudyEmbedder(self.embedder),
-            vectors=self.vectors,
-            retriever=self.retriever,
+            embedder=StudyEmbedder(embedder),
+            vectors=index,
+            retriever=index.retriever,
             reporter=self.reporter,
             destinations=self.destinations,
             folders=self.folders,
@@ -233,10 +247,17 @@ class Node:
                 k=s.retrieval.k,
                 default_issuer=s.node.default_issuer,
                 answer_rejected=s.retrieval.answer_rejected,
-                recipe=compile_recipe(s.deid.profile, s.deid.options).hash,
+                recipe=self.recipe.sha256,
             ),
             metrics=self.metrics,
         )
+
+    @property
+    def deid_context(self) -> DeidContext:
+        """What "dicomnode deid" needs: no models, no index."""
+        from dicomnode.workflow.deidentify import DeidContext
+
+        return DeidContext(self.deid, self.vault, self.settings.node.default_issuer)
 
     @property
     def reporter(self) -> Any:
@@ -275,17 +296,16 @@ class Node:
 
     def send(self, destination: Destination, file: Path) -> None:
         """Send one object of the outbox; Enhanced SR where the peer takes no Comprehensive SR."""
-        from dicomnode.scu.send import Peer, SopClassRefused, send_files
+        from dicomnode.scu.send import accepts, send_files
 
-        peer = Peer(destination.name, destination.ae_title, destination.host, destination.port)
         calling = self.settings.dicom.ae_titles[0].title
         enhanced = file.with_name(file.stem + ".enhanced.dcm")
         try:
-            send_files([file], peer, calling)
-        except SopClassRefused:
-            if not enhanced.exists():
+            send_files([file], destination, calling)
+        except PeerRefused:
+            if not enhanced.exists() or accepts(destination, calling, _sop_class(file)):
                 raise
-            send_files([enhanced], peer, calling)
+            send_files([enhanced], destination, calling)
 
     def lock(self, role: str) -> IO[str]:
         """Hold ``data_dir`` for one role; released when the process ends.
@@ -335,3 +355,9 @@ def _picture(path: Path, frame: int) -> npt.NDArray[np.uint8] | None:
     except DicomnodeError:
         return None
     return (pixels * 255).round().astype("uint8")
+
+
+def _sop_class(file: Path) -> str:
+    from pydicom import dcmread
+
+    return str(dcmread(file, specific_tags=["SOPClassUID"], stop_before_pixels=True).SOPClassUID)

@@ -15,15 +15,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
 from dicomnode.config import Settings, load_settings
-from dicomnode.errors import DicomnodeError
+from dicomnode.domain import PseudoUid
+from dicomnode.errors import DicomnodeError, NotFound
 from dicomnode.node import Node, make_folder
 from dicomnode.scp.supervisor import ChildSpec, Supervisor, python_module, watch_parent
+from dicomnode.telemetry.audit import AuditEvent
 from dicomnode.telemetry.heartbeat import BEAT_S, beat, clear_beat, read_beats
 from dicomnode.telemetry.logging import configure_logging
 
@@ -32,6 +35,7 @@ log = structlog.get_logger(__name__)
 ROLES = ("receiver", "worker", "web")
 WEB_BACKLOG = 128
 EXPIRE_EVERY_S = 3600.0
+DAY_S = 86400.0
 
 
 def serve(
@@ -71,14 +75,17 @@ def serve(
         log.info("node_stopped")
 
 
-def _bind(settings: Settings, roles: Sequence[str], stack: ExitStack) -> tuple[dict[str, int], dict[str, socket.socket]]:
+def _bind(
+    settings: Settings, roles: Sequence[str], stack: ExitStack
+) -> tuple[dict[str, int], dict[str, socket.socket]]:
     from dicomnode.scp.server import bind_listener
+    from dicomnode.web.serve import bind as bind_web
 
     sockets: dict[str, socket.socket] = {}
     if "receiver" in roles:
         sockets["dicom"] = bind_listener(settings.dicom.host, settings.dicom.port)
     if "web" in roles:
-        sockets["web"] = bind_listener(settings.web.host, settings.web.port, section="web")
+        sockets["web"] = bind_web(settings.web.host, settings.web.port)
     for listener in sockets.values():
         stack.enter_context(listener)
     return {name: listener.getsockname()[1] for name, listener in sockets.items()}, sockets
@@ -136,7 +143,7 @@ def run_receiver(node: Node, stop: threading.Event, name: str, listener: socket.
 def run_worker(node: Node, stop: threading.Event) -> None:
     """A worker process: turns quiet studies into answers and delivers them, until told to stop."""
     from dicomnode.workflow.durable import DurableWorker
-    from dicomnode.workflow.housekeeping import close_jobs, expire
+    from dicomnode.workflow.housekeeping import expire
     from dicomnode.workflow.outbox import Outbox
     from dicomnode.workflow.scheduler import Scheduler
 
@@ -184,7 +191,7 @@ def _close(ctx: Any) -> None:
 
 
 def _counts(node: Node) -> dict[str, int]:
-    pending, vectors = node.answers.count_pending(), node.vectors.count()
+    pending, vectors = node.answers.count_pending(), node.index.store.count()
     node.metrics.outbox_pending(pending)
     node.metrics.index_vectors(vectors)
     return {"vectors": vectors, "outbox": pending}
@@ -240,12 +247,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _WebServices:
+    """What the web application calls."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def readiness(self) -> dict[str, Any]:
+        return readiness(self._node.settings)
+
+    def answer(self, token: str) -> dict[str, Any] | Literal["expired"] | None:
+        try:
+            stored = self._node.answers.by_token(token)
+        except NotFound:
+            return None
+        if time.time() - stored.created > self._node.settings.web.link_days * DAY_S:
+            return "expired"
+        self._node.audit.record(AuditEvent.ANSWER_VIEWED, actor="web", row=stored.id)
+        return stored.answer.as_json()
+
+    def thumbnail(self, token: str, instance_uid: str) -> bytes | None:
+        answer = self._node.answers.by_token(token).answer
+        shown = {m.instance for c in answer.cases for m in c.matches}
+        if instance_uid not in shown:  # a link opens its own answer and nothing else
+            return None
+        pixels = self._node.case_picture(PseudoUid(instance_uid), 0)
+        return None if pixels is None else png(pixels)
+
+    def metrics(self) -> bytes:
+        return self._node.metrics.render()
+
+
+def png(pixels: Any) -> bytes:
+    """Grey uint8 [rows, columns] as a PNG file."""
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def run_web(node: Node, stop: threading.Event, listener: socket.socket) -> None:
     """The web process."""
-    from dicomnode.web.serve import run
-    from dicomnode.webparts import web_app
+    from dicomnode.web.app import create_app
+    from dicomnode.web.options import WebOptions
+    from dicomnode.web.serve import serve as serve_web
 
-    run(web_app(node), listener, stop)
+    w = node.settings.web
+    options = WebOptions(
+        host=w.host, port=w.port, public_url=w.public_url, auth=w.auth, language=node.settings.node.language
+    )
+    beat(node.runtime, "web", state="serving", ready=True)
+    serve_web(create_app(_WebServices(node), options), listener, stop)
 
 
 if __name__ == "__main__":

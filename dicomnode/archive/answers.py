@@ -98,6 +98,12 @@ class Answers:
             row = db.execute(query).first()
         return None if row is None else _answer(row)
 
+    def first_created(self, study: PseudoUid) -> float:
+        """When the study was first answered, seconds since the epoch."""
+        query = sa.select(sa.func.min(t.answers.c.created)).where(t.answers.c.study_uid == study)
+        with self.engine.connect() as db:
+            return float(db.execute(query).scalar_one())
+
     def by_id(self, answer_id: int) -> StoredAnswer:
         """An answer by its row.
 

@@ -34,7 +34,7 @@ def deid_command(
             out.print(line, markup=False, highlight=False)
         return
     with progress_bar("files", quiet=json) as update:
-        done = deidentify_files(node.context_for_deid(), paths, None if dry_run else out_dir, update)
+        done = deidentify_files(node.deid_context, paths, None if dry_run else out_dir, update)
     node.deid.close()
     data = done.as_json(node.settings.deid.profile)
     if report is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dicomnode.cli.options import Config, Json, err, open_node, out, print_json, print_table, progress_bar
-from dicomnode.domain import OriginalUid, PseudoUid, Pseudonym
+from dicomnode.domain import OriginalUid, Pseudonym, PseudoUid
 from dicomnode.errors import EXIT_FAILED, NotFound, UsageError
 from dicomnode.telemetry.audit import AuditEvent
 
@@ -76,7 +76,7 @@ def status(config: Config = None, json: Json = False) -> None:
     Example: dicomnode index status --json
     """
     node = open_node(config)
-    data = node.retriever.status()
+    data = node.index.status()
     if json:
         print_json(data)
         return
@@ -94,12 +94,14 @@ def rebuild(config: Config = None, json: Json = False) -> None:
     node = open_node(config)
     with progress_bar("studies", quiet=json) as update:
         embedded = reindex(node.context, update)
-    node.retriever.rebuild()
-    data = {"embedded": embedded, **node.retriever.status()}
+    node.index.rebuild()
+    data = {"embedded": embedded, **node.index.status()}
     if json:
         print_json(data)
     else:
-        out.print(f"embedded {embedded} studies; {data['vectors']} vectors; snapshot: {data['snapshot'] or 'exact search'}")
+        out.print(
+            f"embedded {embedded} studies; {data['vectors']} vectors; snapshot: {data['snapshot'] or 'exact search'}"
+        )
 
 
 @app.command()
@@ -112,7 +114,7 @@ def verify(config: Config = None, json: Json = False) -> None:
 
     node = open_node(config)
     with progress_bar("objects", quiet=json) as update:
-        problems = [*node.retriever.verify(), *verify_archive(node.context, update)]
+        problems = [*node.index.verify(), *verify_archive(node.context, update)]
     if json:
         print_json({"ok": not problems, "problems": problems})
     else:

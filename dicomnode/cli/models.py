@@ -78,7 +78,7 @@ def activate(pack: Pack, config: Config = None) -> None:
     embedder = Embedder.load(folder, node.settings.models.device)
     node.record(AuditEvent.MODEL_ACTIVATED)
     with progress_bar("studies") as update:
-        embedded = reindex(node.context_of(embedder), update)
+        embedded = reindex(node.context_of(embedder, node.index_of(embedder)), update)
     node.catalogue.put("active_pack", str(folder.resolve()))
     out.print(f"{embedded} studies embedded; {folder.name} is active from the next start of the node")
 

@@ -106,4 +106,4 @@ def _found(node: Node, accession: str | None, study: str | None) -> list[object]
         both = (PseudoUid(study), node.vault.uid(OriginalUid(study)))
         return [r for r in node.answers.results() if r.study_uid in both]
     keyed = node.vault.keyed_hash("accession", accession or "")
-    return [r for r in node.answers.results(accession=keyed)]
+    return list(node.answers.results(accession=keyed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,10 +38,8 @@ def cenet(
     """
     from dicomnode.models.training.cenet import CenetOptions, train_cenet
 
-    chosen = "resnet34" if encoder == "resnet34" else "lite0"
-    options = CenetOptions(
-        data=data, out=out_dir, encoder=chosen, imagenet=chosen == "lite0", epochs=epochs, seed=seed  # type: ignore[arg-type]
-    )
+    chosen: Literal["resnet34", "lite0"] = "resnet34" if encoder == "resnet34" else "lite0"
+    options = CenetOptions(data=data, out=out_dir, encoder=chosen, imagenet=chosen == "lite0", epochs=epochs, seed=seed)
     _report(train_cenet(options), json)
 
 
@@ -64,7 +62,11 @@ def xception(
     options = XceptionOptions(data=data, out=out_dir, cenet=cenet_run, epochs=epochs, seed=seed)
     figures = train_xception(options)
     if pack is not None:
-        from dicomnode.models.training.packing import PackOptions, build_pack
+        from dicomnode.models.training.build import BuildOptions, build_pack
 
-        figures = {**figures, "pack": build_pack(PackOptions(data=data, run=out_dir, out=pack))}
+        command = (
+            f"dicomnode train xception --data DATA --cenet RUN --out RUN --pack PACK --epochs {epochs} --seed {seed}"
+        )
+        built = BuildOptions(data=data, out=pack, checkpoint=figures["checkpoint"], name=pack.name, commands=(command,))
+        figures = {**figures, "model_id": build_pack(built).manifest.model_id}
     _report(figures, json)

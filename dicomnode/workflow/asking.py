@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 
-from dicomnode.domain import Answer, OriginalUid, PseudoUid, Pseudonym, SliceRef, Verdict, VerdictKind
+from dicomnode.domain import Answer, OriginalUid, Pseudonym, PseudoUid, SliceRef, Verdict, VerdictKind
 from dicomnode.errors import InputError, QuarantineError
 from dicomnode.index.cases import QueryStudy
 from dicomnode.models.preprocess import is_dicom, prepare_picture
@@ -56,13 +57,13 @@ def _ask_study(ctx: Context, path: Path, k: int, text: str) -> Answer:
         raise InputError(exc.line, place=str(path)) from None
     found = ctx.embedder.embed_study([f.path for f in files])
     if not found.slices:
-        return _not_searchable(ctx, found.not_searchable or "no slice could be read")
+        return _not_searchable(ctx, found.why_not or "no slice could be read")
     study = ctx.vault.uid(OriginalUid(study_uid))
     patient = ctx.vault.pseudonym_for(issuer, patient_id, create=False)
     slices = tuple(
         SliceRef(
-            ctx.vault.uid(OriginalUid(s.instance_uid)),
-            ctx.vault.uid(OriginalUid(s.series_uid)),
+            ctx.vault.uid(OriginalUid(str(s.instance_uid))),
+            ctx.vault.uid(OriginalUid(str(s.series_uid))),
             study,
             patient or Pseudonym(""),
             s.frame,
@@ -70,8 +71,12 @@ def _ask_study(ctx: Context, path: Path, k: int, text: str) -> Answer:
         )
         for s in found.slices
     )
-    modality = found.modality
-    query = QueryStudy(slices=slices, vectors=np.asarray(found.vectors), patient=patient, study=study, modality=modality)
+    modality = str(
+        pydicom.dcmread(files[0].path, specific_tags=["Modality"], stop_before_pixels=True).get("Modality") or ""
+    )
+    query = QueryStudy(
+        slices=slices, vectors=np.asarray(found.vectors), patient=patient, study=study, modality=modality
+    )
     said = {"kind": "study", "modality": modality, "slices": len(slices), "series": [c.why for c in found.choices]}
     return _answer(ctx, query, k, text, said)
 

@@ -85,6 +85,7 @@ class ReportPort(Protocol):
         stored: StoredAnswer,
         images: Sequence[QueryImageRef],
         predecessor: StoredAnswer | None,
+        started: float,
     ) -> bytes: ...
 
 

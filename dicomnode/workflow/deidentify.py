@@ -52,10 +52,12 @@ class Outcome:
 def deidentify_files(
     ctx: DeidContext, paths: Sequence[Path], out: Path | None, progress: Progress | None = None
 ) -> Outcome:
-    """De-identify every file below the paths into ``out`` (None: keep nothing), study and instance as folder and name."""
+    """De-identify every file below the paths into ``out/<study>/<instance>.dcm``; ``out`` None: keep nothing."""
     outcome = Outcome()
     files = list(find_files(paths))
-    with tempfile.TemporaryDirectory(prefix="dicomnode-", dir=out.parent if out and out.parent.is_dir() else None) as tmp:
+    with tempfile.TemporaryDirectory(
+        prefix="dicomnode-", dir=out.parent if out and out.parent.is_dir() else None
+    ) as tmp:
         for start in range(0, len(files), BATCH):
             if progress:
                 progress(start, len(files))
@@ -79,7 +81,7 @@ def _batch(ctx: DeidContext, files: Sequence[Path], tmp: Path, out: Path | None,
             task.dst.unlink(missing_ok=True)
             outcome.add(task.src, None, "ok")
         else:
-            target = out / result.study_uid / f"{result.instance_uid}.dcm"
+            target = out / result.study / f"{result.instance}.dcm"
             target.parent.mkdir(parents=True, exist_ok=True)
             task.dst.replace(target)
             outcome.add(task.src, target, "ok")

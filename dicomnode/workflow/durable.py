@@ -94,11 +94,11 @@ class DurableWorker:
     def launch(self) -> None:
         """Start DBOS: what this slot had begun is taken up again."""
         DBOS.launch()
-        for job in self._ctx.spool.jobs(JobState.RUNNING):
-            status = DBOS.get_workflow_status(_workflow_id(job.id))
+        for job_id in self._ctx.spool.job_ids(JobState.RUNNING):
+            status = DBOS.get_workflow_status(_workflow_id(job_id))
             if status is None or status.status not in ("PENDING", "SUCCESS"):
-                self._ctx.spool.restart(job.id)
-                log.info("job_restarted", job=job.id)
+                fresh = self._ctx.spool.requeue(job_id)  # begun under another version: it starts afresh
+                log.info("job_restarted", job=fresh)
 
     def active(self) -> int:
         """Number of studies in work."""
@@ -141,8 +141,7 @@ class DurableWorker:
         except DicomnodeError as exc:
             log.warning("step_failed", step=name, job=job_id, code=exc.code, line=exc.line)
             raise StepFailed(f"{name}: {exc.code}") from None
-        except Exception as exc:
-            # The text of a foreign exception may hold anything, a name included: only its kind goes on.
+        except Exception as exc:  # noqa: BLE001 - its text may hold anything, a name included: only its kind goes on
             log.warning("step_failed", step=name, job=job_id, kind=type(exc).__name__, where=_where(exc))
             raise StepFailed(f"{name}: {type(exc).__name__}") from None
         seconds = time.monotonic() - started

@@ -25,7 +25,8 @@ def close_jobs(ctx: Context) -> int:
     A result that was refused for good keeps the originals until its sent object expires.
     """
     closed = 0
-    for job in ctx.spool.jobs(JobState.ANSWERED):
+    for job_id in ctx.spool.job_ids(JobState.ANSWERED):
+        job = ctx.spool.job(job_id)
         results = ctx.answers.results(answer_id=job.answer_id) if job.answer_id is not None else []
         if any(r.state != DELIVERED and ctx.folders.sent(r.id).exists() for r in results):
             continue

@@ -17,15 +17,15 @@ import numpy.typing as npt
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from dicomnode.archive.records import read_record
+from dicomnode.deid.engine import IMPLEMENTATION_VERSION_NAME
 from dicomnode.deid.gate import check
 from dicomnode.deid.source import open_source
-from dicomnode.domain import LABEL_SCHEME, Finding, FindingStatus, OriginalUid, PseudoUid, Pseudonym, SliceRef
+from dicomnode.domain import LABEL_SCHEME, Finding, FindingStatus, OriginalUid, Pseudonym, PseudoUid, SliceRef
 from dicomnode.errors import DicomnodeError, InputError
 from dicomnode.models.preprocess import is_dicom, picture_pixels, prepare_dicom, prepare_picture
-from dicomnode.deid.engine import IMPLEMENTATION_VERSION_NAME
 from dicomnode.report.codes import IMPLEMENTATION_CLASS_UID
 from dicomnode.workflow.context import Context
 from dicomnode.workflow.ingest import Added, Progress, csv_rows
@@ -157,13 +157,15 @@ def read_picture(path: Path) -> Grey:
     with Image.open(path) as image:
         if image.mode.startswith(("I", "F")):  # 16 bits: scaled by their own range, as for the networks
             values = np.asarray(image, dtype=np.float32)
-            return np.round((values - values.min()) / (np.ptp(values) or 1) * 255).astype(np.uint8)
+            scaled: Grey = np.round((values - values.min()) / (np.ptp(values) or 1) * 255).astype(np.uint8)
+            return scaled
         return np.asarray(image.convert("L"))
 
 
 def capture_pixels(path: Path) -> npt.NDArray[np.float32]:
     """float32 [224, 224] of a case's stored capture, the same that it was indexed with."""
-    return picture_pixels(Image.fromarray(dcmread(path).pixel_array))
+    pixels: npt.NDArray[np.float32] = picture_pixels(Image.fromarray(dcmread(path).pixel_array))
+    return pixels
 
 
 def _capture(
@@ -174,12 +176,12 @@ def _capture(
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    ds.file_meta.MediaStorageSOPInstanceUID = instance
-    ds.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    ds.file_meta.MediaStorageSOPInstanceUID = UID(instance)
+    ds.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     ds.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     ds.SpecificCharacterSet = "ISO_IR 192"
-    ds.SOPClassUID, ds.SOPInstanceUID = SecondaryCaptureImageStorage, instance
-    ds.StudyInstanceUID, ds.SeriesInstanceUID = study, series
+    ds.SOPClassUID, ds.SOPInstanceUID = SecondaryCaptureImageStorage, UID(instance)
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = UID(study), UID(series)
     ds.PatientID, ds.PatientName = pseudonym, pseudonym
     ds.PatientBirthDate = ds.PatientSex = ds.StudyDate = ds.StudyTime = ""
     ds.AccessionNumber = ds.StudyID = ds.ReferringPhysicianName = ""

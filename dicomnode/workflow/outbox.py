@@ -85,14 +85,8 @@ class Outbox:
 
     def _deliver(self, name: str, results: list[Result]) -> None:
         for position, result in enumerate(results):
-            peer = self._peers.get(name)
-            file = self._folders.sent(result.id)
             try:
-                if peer is None:
-                    raise PeerRefused("no such peer in the settings any more", place=f"peer {name}")
-                if not file.exists():
-                    raise PeerRefused("the object is no longer kept", advice="send the study again")
-                self._send(peer, file)
+                self._send_one(name, result)
             except PeerRefused as exc:
                 self._failed(result, exc)
             except DicomnodeError as exc:
@@ -103,8 +97,19 @@ class Outbox:
             else:
                 self._answers.mark_delivered(result.id)
                 self._metrics.result("delivered")
-                log.info("result_delivered", result=result.id, peer=name, kind=result.kind, attempts=result.attempts + 1)
+                log.info(
+                    "result_delivered", result=result.id, peer=name, kind=result.kind, attempts=result.attempts + 1
+                )
                 self._after()
+
+    def _send_one(self, name: str, result: Result) -> None:
+        peer = self._peers.get(name)
+        if peer is None:
+            raise PeerRefused("no such peer in the settings any more", place=f"peer {name}")
+        file = self._folders.sent(result.id)
+        if not file.exists():
+            raise PeerRefused("the object is no longer kept", advice="send the study again")
+        self._send(peer, file)
 
     def _failed(self, result: Result, exc: DicomnodeError) -> None:
         self._answers.mark_failed(result.id, str(exc))

@@ -22,10 +22,10 @@ from dicomnode.archive.catalogue import StoredInstance
 from dicomnode.archive.objects import sha256_of, sync_folder
 from dicomnode.archive.records import InstanceRecord, read_record
 from dicomnode.deid.pool import DeidTask
-from dicomnode.domain import Answer, ModelId, OriginalUid, PseudoUid, Pseudonym, SliceRef, Verdict, VerdictKind
+from dicomnode.domain import Answer, ModelId, OriginalUid, Pseudonym, PseudoUid, SliceRef, Verdict, VerdictKind
 from dicomnode.errors import DicomnodeError, QuarantineError
 from dicomnode.index.cases import QueryStudy
-from dicomnode.scp.spool import Job
+from dicomnode.scp.records import Job
 from dicomnode.workflow.context import Context, QueryImageRef
 from dicomnode.workflow.identity import study_identity
 from dicomnode.workflow.peers import destinations_for
@@ -129,7 +129,7 @@ def embed(ctx: Context, job_id: int) -> None:
 def embed_paths(ctx: Context, paths: Sequence[Path], folder: Path) -> None:
     """Embed de-identified files of one study; writes ``embedding.npz`` and ``choices.json``."""
     found = ctx.embedder.embed_study(paths)
-    rows = [(s.instance_uid, s.series_uid, s.frame, -1.0 if s.z is None else s.z) for s in found.slices]
+    rows = [(s.instance_uid, s.series_uid, s.frame, s.z) for s in found.slices]
     part = folder / (EMBEDDING + ".part")
     with part.open("wb") as f:
         np.savez(
@@ -145,8 +145,8 @@ def embed_paths(ctx: Context, paths: Sequence[Path], folder: Path) -> None:
         folder / CHOICES,
         {
             "model_id": ctx.embedder.model_id,
-            "chosen": [{"series": c.series_uid, "reason": c.reason, "why": c.why} for c in found.choices],
-            "not_searchable": found.not_searchable,
+            "chosen": [{"series": c.series_uid, "reason": str(c.reason), "why": c.why} for c in found.choices],
+            "not_searchable": found.why_not,
         },
     )
 
@@ -288,6 +288,7 @@ def report(ctx: Context, job_id: int) -> None:
     if accession:
         ctx.answers.set_accession(stored.id, ctx.vault.keyed_hash("accession", accession))
     predecessor = None if stored.predecessor_id is None else ctx.answers.by_id(stored.predecessor_id)
+    started = ctx.answers.first_created(stored.study_uid)
     for destination in destinations_for(job.calling, ctx.destinations):
         for kind in result_kinds(destination.objects):
             result_id = ctx.answers.add_result(stored.id, kind, destination.name)
@@ -295,9 +296,9 @@ def report(ctx: Context, job_id: int) -> None:
             if target.exists():  # the study came again: the stored bytes are sent again, never others
                 continue
             if kind == SR:  # a peer may take Enhanced SR only; which, is known when it is connected to
-                enhanced = ctx.reporter.build(SR_ENHANCED, header, stored, images, predecessor)
+                enhanced = ctx.reporter.build(SR_ENHANCED, header, stored, images, predecessor, started)
                 _write_durable(ctx.folders.sent_enhanced(result_id), enhanced)
-            _write_durable(target, ctx.reporter.build(kind, header, stored, images, predecessor))
+            _write_durable(target, ctx.reporter.build(kind, header, stored, images, predecessor, started))
     _send_again(ctx, stored)
 
 
@@ -351,10 +352,8 @@ def _embedding(folder: Path) -> tuple[list[SliceRef], np.ndarray, dict]:  # type
     with np.load(folder / EMBEDDING) as data:
         vectors = data["vectors"]
         slices = [
-            SliceRef(PseudoUid(str(i)), PseudoUid(str(s)), PseudoUid(""), Pseudonym(""), int(f), None if z < 0 else z)
-            for i, s, f, z in zip(
-                data["instance"], data["series"], data["frame"], data["z"].tolist(), strict=True
-            )
+            SliceRef(PseudoUid(str(i)), PseudoUid(str(s)), PseudoUid(""), Pseudonym(""), int(f), z)
+            for i, s, f, z in zip(data["instance"], data["series"], data["frame"], data["z"].tolist(), strict=True)
         ]
     return slices, vectors, choices
 

@@ -12,7 +12,7 @@ import structlog
 from dicomnode.archive.catalogue import Catalogue
 from dicomnode.archive.objects import ObjectStore, sha256_of
 from dicomnode.archive.records import read_record
-from dicomnode.domain import PseudoUid, Pseudonym, SliceRef
+from dicomnode.domain import Pseudonym, PseudoUid, SliceRef
 from dicomnode.errors import DicomnodeError, NotFound
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.study import embed_study
@@ -121,4 +121,3 @@ def _vectors(embedder: Embedder, paths: list[Path], source: str) -> npt.NDArray[
     if source == "labels":
         return embedder.embed(np.stack([capture_pixels(p) for p in paths]))
     return embed_study(paths, embedder).vectors
-

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,14 +82,19 @@ class Reporter:
         stored: StoredAnswer,
         images: Sequence[QueryImageRef],
         predecessor: StoredAnswer | None,
+        started: float,
     ) -> bytes:
-        """Encoded PS3.10 file of one kind ("sr", "sr-enhanced", "contact-sheet")."""
+        """Encoded PS3.10 file of one kind ("sr", "sr-enhanced", "contact-sheet").
+
+        ``started`` is when the study was first answered, seconds since the epoch: the moment of the series.
+        """
+        common = self._common(kind, header, stored, started)
         if kind == CONTACT_SHEET:
             tiles = self._tiles(stored, self._query_images(stored, images))
-            sheet, _ = build_contact_sheet(header, tiles, ObjectSpec(**self._common(kind, header, stored)))
+            sheet, _ = build_contact_sheet(header, tiles, ObjectSpec(**common))
             return to_bytes(sheet)
         spec = ReportSpec(
-            **self._common(kind, header, stored),
+            **common,
             sop_class_uid=_SOP_CLASS[kind],
             query_images=self._query_images(stored, images),
             predecessors=self._predecessors(kind, header, predecessor),
@@ -99,13 +105,14 @@ class Reporter:
         """Address of the answer's page."""
         return f"{self.link_base}/v/r/{stored.token}"
 
-    def _common(self, kind: str, header: Dataset, stored: StoredAnswer) -> dict[str, object]:
+    def _common(self, kind: str, header: Dataset, stored: StoredAnswer, started: float) -> dict[str, Any]:
         study = str(header.StudyInstanceUID)
         series = Kind.CONTACT_SHEET if kind == CONTACT_SHEET else Kind.SR
         return {
             "series_instance_uid": series_uid(study, series, namespace=self.namespace),
             "sop_instance_uid": self._uid(kind, stored),
             "created": datetime.fromtimestamp(stored.created).astimezone(),
+            "series_started": datetime.fromtimestamp(started).astimezone(),
             "link": self.link(stored),
             "software_version": self.version,
             "instance_number": stored.instance_number,

@@ -70,8 +70,8 @@ class Scheduler:
                 log.info("study_complete", job=job_id)
         begun = 0
         room = MAX_ACTIVE - self._worker.active()
-        for job in self._spool.jobs(JobState.QUEUED)[: max(room, 0)]:
-            self._worker.start(job.id)
+        for job_id in self._spool.job_ids(JobState.QUEUED)[: max(room, 0)]:
+            self._worker.start(job_id)
             begun += 1
         return begun
 

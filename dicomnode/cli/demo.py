@@ -1,0 +1,180 @@
+"""``make demo``: a node, a workstation and a PACS on this machine, from a study to a Structured Report.
+
+Uses real cases where the shared images are (``DICOMNODE_SHARED``), what the test packages ship, and generated
+phantoms, and says which. On a terminal the node goes on serving until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pydicom
+from PIL import Image
+from rich.console import Console
+
+from dicomnode.report.tree import sr_tree
+from dicomnode.testing import Pacs, RunningNode, Workstation, sample_repository, sample_study, write_study
+
+ROOT = Path(__file__).parents[2]
+OUT = Path("demo-output")
+ANSWER_S = 180.0
+REAL_QUERY = "ct-chest-rider-64"
+say = Console(highlight=False, soft_wrap=True).print
+
+
+def shared_data() -> Path | None:
+    """The shared images, None where they are absent."""
+    folder = Path(os.environ.get("DICOMNODE_SHARED", ROOT.parent / "shared" / "data"))
+    return folder if (folder / "dicom").is_dir() else None
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Say what is done, and how many seconds it took."""
+    began = time.monotonic()
+    say(f"[bold]{what}[/bold] ...")
+    yield
+    say(f"    {time.monotonic() - began:.1f} s")
+
+
+def unpack(archive: Path, target: Path) -> Path:
+    """Unpack one of the shared archives."""
+    with tarfile.open(archive) as tar:
+        tar.extractall(target, filter="data")
+    return target / archive.name.removesuffix(".tar.xz")
+
+
+def fill(node: RunningNode, work: Path) -> Path:
+    """Put sample cases into the repository; returns the folder of the study to ask about."""
+    with step("generating 24 phantom patients (marked synthetic)"):
+        findings = sample_repository(work / "phantoms")
+    with step("de-identifying, embedding and indexing the phantoms"):
+        add(node, work / "phantoms", "--findings", findings)
+    shipped = shipped_images(work / "packages")
+    with step("indexing the CT and MR images that the packages pydicom and pydicom-data ship"):
+        add(node, shipped)
+    shared = shared_data()
+    if shared is None:
+        say("the shared images are absent (DICOMNODE_SHARED): phantoms and package images only")
+        study = sample_study(24, patient_id="DEMO-25", name="Demo^Query", finding="consolidation", seed=99)
+        write_study(study, work / "query")
+        return work / "query"
+    archives = sorted((shared / "dicom").glob("*.tar.xz"))
+    folders = {a.name.removesuffix(".tar.xz"): unpack(a, work / "real") for a in archives}
+    with step(f"indexing real cases: {', '.join(n for n in folders if n != REAL_QUERY)}"):
+        real = [f for n, f in folders.items() if n != REAL_QUERY]
+        add(node, *real, "--findings", shared / "dicom" / "findings.csv")
+    if (shared / "covid-ct" / "labels.csv").exists():
+        with step("indexing the labelled images of COVID-CT"):
+            add(node, shared / "covid-ct" / "labels.csv")
+    return folders[REAL_QUERY]
+
+
+def add(node: RunningNode, *arguments: str | Path) -> None:
+    """``dicomnode index add``; what was skipped or held is said, and does not end the demo."""
+    done = node.run("index", "add", *arguments)
+    for line in (done.stdout + done.stderr).splitlines():
+        say(f"    {line}", markup=False)
+    if "error:" in done.stderr:
+        raise SystemExit(1)
+
+
+def shipped_images(target: Path) -> Path:
+    """CT and MR files of the installed test packages, copied into one folder."""
+    from pydicom.data import get_testdata_files
+
+    target.mkdir(parents=True)
+    for name in get_testdata_files("*.dcm"):
+        try:
+            ds = pydicom.dcmread(name, specific_tags=["Modality", "SOPClassUID"], stop_before_pixels=True)
+        except (pydicom.errors.InvalidDicomError, OSError, ValueError):
+            continue
+        if ds.get("Modality") in ("CT", "MR") and "Image Storage" in pydicom.uid.UID(ds.get("SOPClassUID", "")).name:
+            shutil.copy(name, target)
+    return target
+
+
+def ask(node: RunningNode, pacs: Pacs, study: Path) -> tuple[Path, Path]:
+    """Play the workstation; returns the report and the contact sheet that came back to the PACS."""
+    files = sorted(p for p in study.rglob("*.dcm"))
+    with step(f"the workstation sends {len(files)} images (C-STORE), the PACS waits for the answer"):
+        statuses = Workstation().send(files, "127.0.0.1", node.dicom_port)
+        if any(statuses):
+            raise SystemExit("the node refused images")
+        sent = time.monotonic()
+        received = pacs.wait_for(2, ANSWER_S)
+        say(f"    answer after {time.monotonic() - sent:.1f} s, 2 s of them the study-quiet time")
+    by_modality = {pydicom.dcmread(p, stop_before_pixels=True).Modality: p for p in received}
+    return by_modality["SR"], by_modality["OT"]
+
+
+def seconds_by_step(node: RunningNode) -> None:
+    """Print where the seconds went, from the node's own metrics."""
+    sums = {}
+    for line in node.get("/metrics")[1].decode().splitlines():
+        if line.startswith("dicomnode_step_seconds_sum"):
+            sums[line.split('"')[1]] = float(line.split()[-1])
+    say("seconds by step: " + ", ".join(f"{k} {v:.2f}" for k, v in sums.items() if v > 0))
+
+
+def show(node: RunningNode, sr: Path, sheet: Path) -> None:
+    """Write the three files, print the tree, the link and what the validators say."""
+    OUT.mkdir(exist_ok=True)
+    shutil.copy(sr, OUT / "sr.dcm")
+    shutil.copy(sheet, OUT / "contact-sheet.dcm")
+    Image.fromarray(pydicom.dcmread(sheet).pixel_array).save(OUT / "contact-sheet.png")
+    for line in sr_tree(pydicom.dcmread(sr)):
+        say(line, markup=False)
+    seconds_by_step(node)
+    validators = ROOT / "tests" / "validators.py"
+    if validators.exists():
+        say("validators:")
+        command = [sys.executable, str(validators), str(OUT / "sr.dcm"), str(OUT / "contact-sheet.dcm")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own script
+        for line in done.stdout.splitlines():
+            say(f"    {line}", markup=False)
+        if done.returncode:
+            raise SystemExit(1)
+    results = node.json("results", "list")["results"]
+    link = node.json("results", "show", str(results[0]["id"]))["link"]
+    say(f"files: {OUT / 'sr.dcm'}, {OUT / 'contact-sheet.dcm'}, {OUT / 'contact-sheet.png'}")
+    say(f"link in the report: {link}")
+
+
+def run(keep_serving: Callable[[], bool]) -> None:
+    """The whole demo."""
+    with tempfile.TemporaryDirectory(prefix="dicomnode-demo-") as tmp:
+        work = Path(tmp)
+        with Pacs(folder=work / "pacs") as pacs:
+            node = RunningNode(work / "node", pacs, quiet_s=2, objects=("sr", "contact-sheet"))
+            try:
+                with step("starting a node (receivers, worker, web)"):
+                    node.start()
+                study = fill(node, work)
+                status = node.json("index", "status")
+                say(
+                    f"repository: {json.dumps({k: status[k] for k in ('studies', 'patients', 'instances', 'vectors')})}"
+                )
+                show(node, *ask(node, pacs, study))
+                if keep_serving():
+                    say("the node goes on serving; Ctrl-C ends it")
+                    while True:
+                        time.sleep(1)
+            except KeyboardInterrupt:
+                say("stopped")
+            finally:
+                node.stop()
+
+
+if __name__ == "__main__":
+    run(lambda: sys.stdin.isatty() and sys.stdout.isatty())

@@ -1,0 +1,379 @@
+"""Independent audit of a de-identified file: reads it and the original anew and trusts nothing that was done.
+
+It shares no code with the recipe and the engine, only the facts of Table E.1-1 and the word lists. Every element at
+every depth, the file meta, the preamble, the raw header and the pixel bytes are checked; one finding is enough to
+refuse the file. It never shows a value. Sources: PS3.15 Annex E, PS3.10 7.1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom import dcmread
+from pydicom.datadict import dictionary_has_tag
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from dicomnode.deid import leaks, table
+from dicomnode.deid.options import Option
+from dicomnode.deid.pseudonym import Subject
+from dicomnode.deid.quiet import safe_error, silenced
+from dicomnode.deid.table import Row
+from dicomnode.errors import DicomnodeError, QuarantineError
+
+# File meta that a de-identified file may have (PS3.10 table 7.1-1); no AE titles, no private information.
+FILE_META_ALLOWED = frozenset({0x00020000, 0x00020001, 0x00020002, 0x00020003, 0x00020010, 0x00020012, 0x00020013})
+_PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_SUBJECT_TAGS = frozenset({0x00100010, 0x00100020})
+_AGE_TAG = 0x00101010
+_OFFSET_TAG = 0x00080201
+_REMOVED_TAG, _METHOD_TAG, _CODES_TAG, _TEMPORAL_TAG = 0x00120062, 0x00120063, 0x00120064, 0x00280303
+_OWN_TAGS = frozenset({_REMOVED_TAG, _METHOD_TAG, _CODES_TAG, _TEMPORAL_TAG})
+_METHOD = re.compile(r"dicomnode: PS3\.15 Annex E, recipe [0-9a-f]{12}")
+_PSEUDO_UID = re.compile(r"2\.25\.(0|[1-9]\d{0,38})")
+_CLEANED_NUMBER = re.compile(r"\d{1,3}(\.\d{1,3})?([^\W\d_][^\W_]*)?")
+_AGE = re.compile(r"(\d{3})([DWMY])")
+_BLOCK = 1 << 20
+
+# Values that say nothing, by their text: what the profile's action D may leave.
+_NOTHING = frozenset({"", "ANONYMIZED", "000Y", "19000101", "19000101000000", "000000", "0", "0.0", "about:blank"})
+# CID 7050: the profile, and the code of each option.
+_PROFILE_CODE = "113100"
+_CODES = {
+    "113101": Option.PIXEL_DATA, "113105": Option.DESCRIPTORS, "113106": Option.FULL_DATES,
+    "113107": Option.MODIFIED_DATES, "113108": Option.PATIENT, "113109": Option.DEVICE, "113110": Option.UIDS,
+    "113112": Option.INSTITUTION,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFinding:
+    """Where a rule is broken (path of tags, or a part of the file) and which one. Never the value."""
+
+    place: str
+    rule: str
+
+
+class Auditor:
+    """Audits files against the profile with ``options``; see the module."""
+
+    def __init__(self, options: Iterable[Option]) -> None:
+        self._options = frozenset(options)
+        self._by_tag = {row.tag: self._expected(row) for row in table.rows()}
+        # Tags whose original value may stand in the result: kept or cleaned by an option that is on.
+        loose = ("any", "cleaned", "age", "offset")
+        self._unsearched = frozenset(tag for tag, word in self._by_tag.items() if word in loose)
+
+    def check(self, original: Path, written: Path, subject: Subject) -> None:
+        """Return when nothing was found.
+
+        Raises
+        ------
+        QuarantineError
+            Reason ``audit``: something was found, or a file could not be read to its end.
+        """
+        try:
+            found = self.findings(original, written, subject)
+        except DicomnodeError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever stops the audit means that nothing was proved)
+            cause = safe_error(error).line
+            raise QuarantineError("audit", f"the audit could not be finished: {cause}") from None
+        if found:
+            first = found[0]
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise QuarantineError(
+                "audit", f"{first.rule}{more}", place=first.place, advice="the de-identified copy was discarded"
+            )
+
+    def findings(self, original: Path, written: Path, subject: Subject) -> list[AuditFinding]:
+        """Everything that is wrong with ``written``, in the order of the file."""
+        with silenced(), contextlib.ExitStack() as stack:
+            before = stack.enter_context(_open(original))
+            after = stack.enter_context(_open(written))
+            needles = leaks.Needles.of(before.datasets(), self._unsearched, subject.pseudonym)
+            if Option.UIDS in self._options:
+                needles.uids.clear()
+            found = list(_file_findings(after))
+            found += self._element_findings(before.ds, after.ds, needles, subject)
+            found += self._statement_findings(after.ds)
+            found += _raw_findings(after, needles)
+            found += _pixel_findings(before, after)
+        return found
+
+    def _expected(self, row: Row) -> str:
+        """What the table asks of an attribute, as one word; see ``_violation`` for what each word allows."""
+        cells = {option: cell for option, cell in row.columns.items() if option in self._options}
+        if Option.MODIFIED_DATES in cells:
+            special = {"DA": "shifted", "DT": "shifted", "TM": "any"}.get(row.vr, "")
+            if row.tag == _OFFSET_TAG:
+                special = "offset"
+            if special:
+                return special
+        elif "C" in cells.values():
+            if row.vr in leaks.TEXT_VRS - {"AE", "CS", "PN", "UR"}:
+                return "cleaned"
+        elif "K" in cells.values():
+            return "age" if row.tag == _AGE_TAG else "any"
+        if row.basic == "U":
+            return "uid"
+        if "U*" in row.basic:
+            return "any"
+        return "absent" if row.basic == "X" else "nothing"
+
+    def _expected_of(self, element: DataElement) -> str:
+        if listed := self._by_tag.get(int(element.tag)):
+            return listed
+        dates_stay = bool({Option.MODIFIED_DATES, Option.FULL_DATES} & self._options)
+        if element.VR in leaks.DATE_VRS:
+            return "any" if Option.FULL_DATES in self._options else "shifted" if dates_stay else "absent"
+        if element.VR == "TM":
+            return "any" if dates_stay else "absent"
+        return "absent" if element.VR in ("PN", "AE") else "any"
+
+    def _element_findings(
+        self, before: Dataset, after: Dataset, needles: leaks.Needles, subject: Subject
+    ) -> Iterator[AuditFinding]:
+        dates = {path: element for path, element in leaks.elements(before) if element.VR in leaks.DATE_VRS}
+        for path, element in leaks.elements(after):
+            tag = int(element.tag)
+            rule = _tag_violation(tag)
+            if not rule and tag in _SUBJECT_TAGS:
+                rule = "" if str(element.value) == subject.pseudonym else "it is not the pseudonym"
+            elif not rule and not (len(path) == 1 and tag in _OWN_TAGS):
+                rule = self._violation(element, dates.get(path), needles, subject)
+            if rule:
+                yield AuditFinding(_place(path), rule)
+
+    def _violation(
+        self, element: DataElement, original_date: DataElement | None, needles: leaks.Needles, subject: Subject
+    ) -> str:
+        """The rule that one element breaks, or an empty string."""
+        expected = self._expected_of(element)
+        held = leaks.values(element) if element.VR != "SQ" else list(element.value or ())
+        if expected == "absent":
+            return "an attribute that the profile removes is there"
+        if element.VR == "UI":
+            return "" if all(self._is_safe_uid(str(one), needles) for one in held) else "a UID was not replaced"
+        if expected == "nothing" and not all(_says_nothing(one) for one in held):
+            return "an attribute that the profile empties has a value"
+        if expected == "shifted" and not _is_shifted(element, original_date, subject.days):
+            return "a date is not the original one moved by the patient's days"
+        if expected == "cleaned" and not all(_is_clean(str(one)) for one in held):
+            return "a descriptive text has words outside the vocabulary"
+        if expected == "age" and not all(_is_age(str(one)) for one in held):
+            return "an age is not one, or over 89 years"
+        if expected == "offset" and not all(re.fullmatch(r"[+-]\d{4}", str(one)) for one in held):
+            return "not an offset from UTC"
+        if expected in ("cleaned", "shifted", "nothing"):
+            return ""
+        kind = leaks.first_leak(element, needles)
+        return f"it holds {kind} of the original object" if kind else ""
+
+    def _is_safe_uid(self, uid: str, needles: leaks.Needles) -> bool:
+        if Option.UIDS in self._options or leaks.is_public_uid(uid) or not uid:
+            return True
+        return _PSEUDO_UID.fullmatch(uid) is not None and uid not in needles.uids
+
+    def _statement_findings(self, ds: Dataset) -> Iterator[AuditFinding]:
+        """What the object says about its own de-identification, PS3.15 E.1.1 and E.3.6."""
+        if ds.get("PatientIdentityRemoved") != "YES":
+            yield AuditFinding(_place((_REMOVED_TAG,)), "it must say YES")
+        if not _METHOD.fullmatch(str(ds.get("DeidentificationMethod", ""))):
+            yield AuditFinding(_place((_METHOD_TAG,)), "it must name this node's recipe and nothing else")
+        codes = {str(item.get("CodeValue", "")) for item in ds.get("DeidentificationMethodCodeSequence", [])}
+        known = {_PROFILE_CODE} | {code for code, option in _CODES.items() if option in self._options}
+        optional = {"113101"}  # claimed for objects whose pixels are known to be clean
+        if not known - optional <= codes <= known:
+            yield AuditFinding(_place((_CODES_TAG,)), "the codes are not those of the profile and its options")
+        state = "MODIFIED" if Option.MODIFIED_DATES in self._options else "REMOVED"
+        state = "UNMODIFIED" if Option.FULL_DATES in self._options else state
+        if ds.get("LongitudinalTemporalInformationModified") != state:
+            yield AuditFinding(_place((_TEMPORAL_TAG,)), f"it must say {state}")
+        for keyword in ("PatientID", "PatientName"):
+            if keyword not in ds:
+                yield AuditFinding(keyword, "the pseudonym is missing")
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A file as the auditor reads it. ``head`` is where the pixel element begins; None when it was inflated."""
+
+    ds: FileDataset
+    stream: BinaryIO
+    size: int
+    head: int | None
+
+    def datasets(self) -> list[Dataset]:
+        """The data set, and from the file meta the one attribute that identifies: the instance's UID."""
+        meta = Dataset()
+        if self.ds.file_meta and "MediaStorageSOPInstanceUID" in self.ds.file_meta:
+            meta.add(self.ds.file_meta["MediaStorageSOPInstanceUID"])
+        return [self.ds, meta]
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[_Opened]:
+    with path.open("rb") as stream:
+        ds = dcmread(stream, stop_before_pixels=True)
+        head: int | None = stream.tell()
+        size = stream.seek(0, os.SEEK_END)
+        if ds.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
+            stream.seek(0)
+            ds, head = dcmread(stream), None
+        yield _Opened(ds, stream, size, head)
+
+
+def _place(path: leaks.Path) -> str:
+    """``(0008,1140)[0](0008,1155)``."""
+    return "".join(f"({step >> 16:04X},{step & 0xFFFF:04X})" if step > 0xFFFF else f"[{step}]" for step in path)
+
+
+def _tag_violation(tag: int) -> str:
+    group = tag >> 16
+    if group % 2:
+        return "a private attribute is there"
+    if 0x5000 <= group <= 0x50FF or 0x6000 <= group <= 0x60FF:
+        return "a curve or an overlay is there"
+    if group <= 0x0006 or tag & 0xFFFF == 0 or tag == 0xFFFCFFFC:
+        return "an attribute that is no part of an image is there"
+    if not dictionary_has_tag(tag) and tag not in table.by_tag():
+        return "an unknown attribute is there"
+    return ""
+
+
+def _says_nothing(value: object) -> bool:
+    if isinstance(value, bytes):
+        return not value.strip(b"\0")
+    return not isinstance(value, Dataset) and str(value) in _NOTHING
+
+
+def _is_shifted(element: DataElement, original: DataElement | None, days: int) -> bool:
+    moved = [str(one) for one in leaks.values(element)]
+    if not any(moved):
+        return True
+    source = [str(one) for one in leaks.values(original)] if original is not None else []
+    pairs = zip(moved, source, strict=True) if len(moved) == len(source) else None
+    return pairs is not None and all(after in ("", _moved(before, days)) for after, before in pairs)
+
+
+def _moved(value: str, days: int) -> str | None:
+    """The date of a DA or DT value moved by ``days``, with whatever follows it; None where it is no date."""
+    try:
+        date = datetime.datetime.strptime(value[:8], "%Y%m%d").date()  # noqa: DTZ007 (a calendar date has no zone)
+        return date.fromordinal(date.toordinal() + days).strftime("%4Y%m%d").rjust(8, "0") + value[8:].strip()
+    except (ValueError, OverflowError):
+        return None
+
+
+@functools.cache
+def _vocabulary() -> frozenset[str]:
+    return frozenset(
+        word
+        for name in ("vocabulary.txt", "units.txt")
+        for line in table.data_lines(name)
+        for word in line.casefold().split()
+    )
+
+
+def _is_clean(text: str) -> bool:
+    """Only allowed words, and numbers of at most three digits before the point that carry or precede a unit."""
+    words = text.casefold().split()
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        number = _CLEANED_NUMBER.fullmatch(word)
+        unit = (number[2] or following) if number else ""
+        if word not in _vocabulary() and not (unit and unit in _vocabulary()) and text not in _NOTHING:
+            return False
+    return True
+
+
+def _is_age(text: str) -> bool:
+    match = _AGE.fullmatch(text)
+    return match is not None and (match[2] != "Y" or int(match[1]) <= 90)  # 090Y stands for all over 89
+
+
+def _file_findings(opened: _Opened) -> Iterator[AuditFinding]:
+    opened.stream.seek(0)
+    if opened.stream.read(128).strip(b"\0"):
+        yield AuditFinding("preamble", "it is not zero")
+    meta = opened.ds.file_meta
+    for tag in sorted({int(tag) for tag in meta.keys()} - FILE_META_ALLOWED):  # noqa: SIM118 (raw tags)
+        yield AuditFinding(_place((tag,)), "it does not belong in the file meta of a de-identified file")
+    if meta.get("MediaStorageSOPInstanceUID") != opened.ds.get("SOPInstanceUID"):
+        yield AuditFinding("(0002,0003)", "it is not the SOP Instance UID")
+    if not _PSEUDO_UID.fullmatch(str(meta.get("ImplementationClassUID", ""))):
+        yield AuditFinding("(0002,0012)", "it is not this node's")
+    if not re.fullmatch(r"DICOMNODE[A-Z0-9_]{0,7}", str(meta.get("ImplementationVersionName", ""))):
+        yield AuditFinding("(0002,0013)", "it is not this node's")
+
+
+def _raw_findings(opened: _Opened, needles: leaks.Needles) -> Iterator[AuditFinding]:
+    """The bytes of the header as they lie on disk, whatever pydicom made of them."""
+    opened.stream.seek(0)
+    raw = opened.stream.read(opened.head if opened.head is not None else -1).lower()
+    if any(needle in raw for needle in needles.raw()):
+        yield AuditFinding("header bytes", "they hold a value of the original object")
+
+
+def _pixel_findings(before: _Opened, after: _Opened) -> Iterator[AuditFinding]:
+    """The pixel element is the original one, complete, and nothing follows it."""
+    if before.head is None or after.head is None:
+        names = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+        if any(before.ds.get(name) != after.ds.get(name) for name in names):
+            yield AuditFinding("pixel data", "they differ from the original ones")
+        return
+    source, result = _pixel_value(before), _pixel_value(after)
+    if result is None or source is None:
+        yield AuditFinding("pixel data", "they are missing or damaged")
+        return
+    (start, end), (first, last) = source, result
+    if last != after.size:
+        yield AuditFinding("end of file", "there are bytes after the pixel data")
+    native = not after.ds.file_meta.TransferSyntaxUID.is_encapsulated
+    needed = get_expected_length(after.ds) if native else end - start
+    if not needed <= last - first <= end - start or not _same_bytes(before.stream, start, after.stream, first, last):
+        yield AuditFinding("pixel data", "they differ from the original ones")
+
+
+def _pixel_value(opened: _Opened) -> tuple[int, int] | None:
+    """Where the pixel value begins and ends, its delimiter included; None where the element is not whole."""
+    stream, syntax = opened.stream, opened.ds.file_meta.TransferSyntaxUID
+    order = "little" if syntax.is_little_endian else "big"
+    assert opened.head is not None
+    stream.seek(opened.head)
+    head = stream.read(8 if syntax.is_implicit_VR else 12)
+    number = functools.partial(int.from_bytes, byteorder="little" if order == "little" else "big")
+    if len(head) < 8 or number(head[:2]) << 16 | number(head[2:4]) not in _PIXEL_TAGS:
+        return None
+    start, length = stream.tell(), number(head[-4:])
+    if length != 0xFFFFFFFF:
+        return (start, start + length) if start + length <= opened.size else None
+    while len(item := stream.read(8)) == 8:
+        if item[:4] == b"\xfe\xff\xdd\xe0":
+            return start, stream.tell()
+        if item[:4] != b"\xfe\xff\x00\xe0":
+            return None
+        stream.seek(number(item[4:]), os.SEEK_CUR)
+    return None
+
+
+def _same_bytes(one: BinaryIO, start: int, other: BinaryIO, first: int, last: int) -> bool:
+    one.seek(start)
+    other.seek(first)
+    left = last - first
+    while left > 0:
+        size = min(_BLOCK, left)
+        if one.read(size) != other.read(size):
+            return False
+        left -= size
+    return True

@@ -1,0 +1,243 @@
+"""The vectors of the repository in memory, as a reader sees them at one revision.
+
+A ``Resident`` never changes; what was added since is appended behind it in the same buffer and gives a new one. UIDs
+and pseudonyms are held once, rows carry numbers for them. Never writes to disk or catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import select
+
+from dicomnode.archive.schema import segments, vectors
+from dicomnode.domain import Pseudonym, PseudoUid
+from dicomnode.errors import IndexCorrupt
+from dicomnode.index import segments as files
+from dicomnode.index.segments import SegmentFile, Vectors
+from dicomnode.index.vectors import State, VectorStore, check_model, read_state
+
+GROWTH = 1.5  # of the buffer: appending a study costs no copy of the rest, most of the time
+RELOADS = 10  # a merge in another process may take a file away between catalogue and disk: ask again
+
+
+Columns = tuple[Vectors, NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # matrix, ids, codes, z
+
+
+@dataclass
+class Names:
+    """Numbers for studies, series and patients, in order of appearance; only ever appended to."""
+
+    studies: list[PseudoUid] = field(default_factory=list)
+    series: list[PseudoUid] = field(default_factory=list)
+    patients: list[Pseudonym] = field(default_factory=list)
+    study_of: dict[str, int] = field(default_factory=dict)
+    series_of: dict[str, int] = field(default_factory=dict)
+    patient_of: dict[str, int] = field(default_factory=dict)
+    study_patient: list[int] = field(default_factory=list)
+
+    def codes(self, study: str, series: str, patient: str) -> tuple[int, int, int]:
+        """Numbers of a row's study, series and patient, given on first sight."""
+        if (p := self.patient_of.get(patient)) is None:
+            p = self.patient_of[patient] = len(self.patients)
+            self.patients.append(Pseudonym(patient))
+        if (s := self.study_of.get(study)) is None:
+            s = self.study_of[study] = len(self.studies)
+            self.studies.append(PseudoUid(study))
+            self.study_patient.append(p)
+        if (e := self.series_of.get(series)) is None:
+            e = self.series_of[series] = len(self.series)
+            self.series.append(PseudoUid(series))
+        return s, e, p
+
+
+@dataclass(frozen=True)
+class Resident:
+    """All live vectors of one model, ascending by id.
+
+    Attributes
+    ----------
+    state : State
+        What was committed when this was read.
+    matrix : float32 [n, dim]
+        Unit vectors.
+    ids : int64 [n]
+        Vector ids of the catalogue.
+    codes : int32 [n, 3]
+        Numbers of study, series and patient in ``names``.
+    z : float32 [n]
+        Position in the volume, 0..1; NaN where unknown.
+    """
+
+    state: State
+    names: Names
+    matrix: Vectors
+    ids: NDArray[np.int64]
+    codes: NDArray[np.int32]
+    z: NDArray[np.float32]
+    spare: Columns
+
+    @property
+    def n(self) -> int:
+        return len(self.ids)
+
+    @property
+    def study(self) -> NDArray[np.int32]:
+        """Study number of each row, int32 [n]."""
+        return self.codes[:, 0]
+
+    @property
+    def patient(self) -> NDArray[np.int32]:
+        """Patient number of each row, int32 [n]."""
+        return self.codes[:, 2]
+
+    @cached_property
+    def by_study(self) -> NDArray[np.int64]:
+        """Positions grouped by study number, int64 [n]; see ``study_start``."""
+        return np.argsort(self.study, kind="stable")
+
+    @cached_property
+    def study_count(self) -> NDArray[np.int64]:
+        """Rows of each study number, int64."""
+        return np.bincount(self.study, minlength=len(self.names.studies))
+
+    @cached_property
+    def study_start(self) -> NDArray[np.int64]:
+        """Where each study begins in ``by_study``, int64."""
+        return np.cumsum(self.study_count) - self.study_count
+
+    def patients_in(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Numbers of the patients that ``mask`` leaves open, ascending."""
+        return np.flatnonzero(np.bincount(self.patient[mask]))
+
+    def studies_in(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Numbers of the studies that ``mask`` leaves open, ascending."""
+        return np.flatnonzero(np.bincount(self.study[mask]))
+
+    def rows_of(self, study: int) -> NDArray[np.int64]:
+        """Positions of a study's rows."""
+        start = self.study_start[study]
+        return self.by_study[start : start + self.study_count[study]]
+
+    def open_rows(
+        self,
+        exclude_patients: AbstractSet[Pseudonym] = frozenset(),
+        exclude_studies: AbstractSet[PseudoUid] = frozenset(),
+        allow: AbstractSet[PseudoUid] | None = None,
+    ) -> NDArray[np.bool_]:
+        """Which rows may be answers, bool [n]: not excluded in the catalogue, not excluded here, and allowed."""
+        known, count = self.names, len(self.names.studies)
+        open_studies = np.zeros(count, dtype=bool) if allow is not None else np.ones(count, dtype=bool)
+        open_studies[[known.study_of[uid] for uid in allow or () if uid in known.study_of]] = True
+        open_studies[[known.study_of[uid] for uid in exclude_studies if uid in known.study_of]] = False
+        open_patients = np.ones(len(known.patients), dtype=bool)
+        closed = self.state.excluded | exclude_patients
+        open_patients[[known.patient_of[name] for name in closed if name in known.patient_of]] = False
+        mask: NDArray[np.bool_] = open_studies[self.study] & open_patients[self.patient]
+        return mask
+
+
+def load(store: VectorStore, previous: Resident | None = None) -> Resident:
+    """What the catalogue holds now; only what is new is read when nothing was removed since ``previous``.
+
+    Raises
+    ------
+    IndexCorrupt
+        A segment is missing or damaged. An answer from the rest would be wrong without anybody knowing.
+    ModelMismatch
+        The index holds vectors of another model.
+    """
+    for _ in range(RELOADS):
+        try:
+            return _load(store, previous)
+        except FileNotFoundError as gone:
+            lost = gone
+    raise IndexCorrupt(
+        f"segment {lost.filename and str(lost.filename).rpartition('/')[2]} is missing from the index folder",
+        advice=files.ADVICE,
+    )
+
+
+def _load(store: VectorStore, previous: Resident | None) -> Resident:
+    v, s = vectors.c, segments.c
+    with store.reading() as c:
+        state = read_state(c)
+        if previous is not None and previous.state[:2] == state[:2]:
+            return previous if previous.state == state else _with_state(previous, state)
+        check_model(c, store.model_id, store.dim)
+        if previous is None or previous.state.removals != state.removals:
+            previous = _empty(store.dim)
+        last = int(previous.ids[-1]) if previous.n else -1
+        query = (
+            select(v.id, v.row, v.segment_id, v.study_uid, v.series_uid, v.patient, v.z)
+            .where(v.id > last, v.segment_id.in_(select(s.id).where(s.model_id == store.model_id)))
+            .order_by(v.id)
+        )
+        rows = c.execute(query).all()
+        wanted = {row.segment_id for row in rows}
+        named = {
+            row.id: SegmentFile(row.name, row.n, row.dim, row.sha256)
+            for row in c.execute(select(segments).where(s.model_id == store.model_id))
+            if row.id in wanted
+        }
+    if not rows:
+        return _with_state(previous, state)
+    names = previous.names
+    codes = np.array([names.codes(r.study_uid, r.series_uid, r.patient) for r in rows], dtype=np.int32)
+    z = np.array([np.nan if r.z is None else r.z for r in rows], dtype=np.float32)
+    ids = np.fromiter((r.id for r in rows), dtype=np.int64, count=len(rows))
+    where = np.array([(r.segment_id, r.row) for r in rows], dtype=np.int64)
+    matrix = np.empty((len(rows), store.dim), dtype=np.float32)
+    for segment_id, file in named.items():
+        mine = where[:, 0] == segment_id
+        picked = where[mine, 1]
+        if picked.max() >= file.n:
+            raise IndexCorrupt(f"segment {file.name} has fewer rows than the catalogue names", advice=files.ADVICE)
+        matrix[mine] = files.read_segment(store.segment_folder, file)[picked]
+    return _append(previous, state, (matrix, ids, codes, z))
+
+
+def _empty(dim: int) -> Resident:
+    spare = (
+        np.empty((0, dim), dtype=np.float32),
+        np.empty(0, dtype=np.int64),
+        np.empty((0, 3), dtype=np.int32),
+        np.empty(0, dtype=np.float32),
+    )
+    return Resident(State(-1, -1, frozenset()), Names(), *spare, spare=spare)
+
+
+def _with_state(previous: Resident, state: State) -> Resident:
+    p = previous
+    return Resident(state, p.names, p.matrix, p.ids, p.codes, p.z, p.spare)
+
+
+def _append(
+    previous: Resident,
+    state: State,
+    fresh: Columns,
+) -> Resident:
+    """A Resident of the old rows and the fresh ones; rows that an older one can see are never written to."""
+    old, n = previous.n, previous.n + len(fresh[1])
+    spare = previous.spare
+    if n > len(spare[1]):
+        room = n if not old else max(n, int(n * GROWTH))
+        spare = (
+            np.empty((room, spare[0].shape[1]), dtype=np.float32),
+            np.empty(room, dtype=np.int64),
+            np.empty((room, 3), dtype=np.int32),
+            np.empty(room, dtype=np.float32),
+        )
+        _write(spare, 0, (previous.matrix, previous.ids, previous.codes, previous.z))
+    _write(spare, old, fresh)
+    return Resident(state, previous.names, spare[0][:n], spare[1][:n], spare[2][:n], spare[3][:n], spare)
+
+
+def _write(target: Columns, start: int, source: Columns) -> None:
+    end = start + len(source[1])
+    target[0][start:end], target[1][start:end] = source[0], source[1]
+    target[2][start:end], target[3][start:end] = source[2], source[3]

@@ -1,0 +1,228 @@
+"""Snapshots on disk: an MRPT index with the vectors it was built over and a manifest that binds the two.
+
+``snapshots/current`` names the snapshot in force, the one before is kept. A snapshot is a cache: whatever is wrong with
+one (checksum, model, CPU, removed vectors) means that it is not used. Never loads an index file; ``open_checked`` is
+the gate before that, because MRPT loads over other data or from a truncated file without a word, or crashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from dicomnode.domain import ModelId
+from dicomnode.errors import Busy, IndexCorrupt
+from dicomnode.index import segments as files
+
+log = structlog.get_logger(__name__)
+
+FORMAT = 1
+CURRENT = "current"
+DATA, IDS, INDEX, MANIFEST = "data.f32", "ids.npy", "index.mrpt", "manifest.json"
+ADVICE = "searching exactly; run 'dicomnode index rebuild'"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a snapshot was made of and what was measured on it; ``manifest.json``.
+
+    ``recall`` is the mean over held-out queries of the share of the true ``k`` nearest that were found, the query's own
+    patient excluded; ``recall_lower`` its one-sided 95 % lower bound.
+    """
+
+    format: int
+    n: int
+    dim: int
+    model_id: str
+    segments: list[str]
+    removals: int
+    held_out: int
+    last_id: int
+    data_sha256: str
+    ids_sha256: str
+    index_sha256: str
+    target_recall: float
+    recall: float
+    recall_lower: float
+    test_queries: int
+    test_patients: int
+    k: int
+    wide_k: int
+    parameters: dict[str, Any]
+    mrpt: str
+    cpu: str
+    created: float
+
+    def public(self) -> dict[str, Any]:
+        """The snapshot object of ``index status --json``."""
+        keys = ("target_recall", "recall", "recall_lower", "n", "held_out", "test_queries", "test_patients", "created")
+        return {key: getattr(self, key) for key in keys} | {"trees": self.parameters.get("n_trees")}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot that passed every check: folder, manifest, and the vector id of each row, int64 [n]."""
+
+    folder: Path
+    manifest: Manifest
+    ids: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+def cpu_id() -> str:
+    """Names the machine type and its instruction sets: mrpt is compiled for the CPU it is installed on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:16]}"
+
+
+def current_token(folder: Path) -> str:
+    """Contents of the pointer file: changes with every swap. Empty: there is no snapshot."""
+    try:
+        return (folder / CURRENT).read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def publish(folder: Path, built: Path, manifest: Manifest) -> None:
+    """Bind ``built`` (a finished folder) into force; the previous snapshot stays, older ones go."""
+    files.write_file(built / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+    final = built.with_suffix("")
+    built.rename(final)
+    files.sync_folder(folder)
+    previous = current_token(folder).split("\n")[0]
+    files.write_file(folder / CURRENT, f"{final.name}\n{previous}\n".encode())
+    for path in folder.iterdir():
+        if path.is_dir() and path.suffix != files.PART and path.name not in (final.name, previous):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def names(folder: Path) -> list[str]:
+    """Names of the snapshot in force and of the one before, as far as there are any."""
+    return [name for name in current_token(folder).split("\n") if name and (folder / name).is_dir()]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the snapshot folder ``path``.
+
+    Raises
+    ------
+    IndexCorrupt
+    """
+    try:
+        return Manifest(**json.loads((path / MANIFEST).read_bytes()))
+    except (OSError, ValueError, TypeError) as fault:
+        raise IndexCorrupt(f"snapshot {path.name} has no readable manifest", advice=ADVICE) from fault
+
+
+def mismatch(manifest: Manifest, model_id: ModelId, dim: int) -> str:
+    """In what a snapshot is not for this index and this machine; empty: it is."""
+    expected = {
+        "format": (manifest.format, FORMAT),
+        "model": (manifest.model_id, model_id),
+        "dimension": (manifest.dim, dim),
+        "mrpt version": (manifest.mrpt, mrpt_version()),
+        "CPU": (manifest.cpu, cpu_id()),
+    }
+    return next((what for what, (found, wanted) in expected.items() if found != wanted), "")
+
+
+def open_checked(path: Path, model_id: ModelId, dim: int) -> Snapshot:
+    """A snapshot whose files are those of its manifest, for this model, this mrpt and this CPU.
+
+    Raises
+    ------
+    IndexCorrupt
+        With one line that says what differs.
+    """
+    manifest = read_manifest(path)
+    if what := mismatch(manifest, model_id, dim):
+        raise IndexCorrupt(f"snapshot {path.name} is for another {what}", advice=ADVICE)
+    digests = {DATA: manifest.data_sha256, IDS: manifest.ids_sha256, INDEX: manifest.index_sha256}
+    for name, digest in digests.items():
+        try:
+            found = files.file_sha256(path / name)
+        except OSError as fault:
+            raise IndexCorrupt(f"snapshot {path.name}: {name} cannot be read", advice=ADVICE) from fault
+        if found != digest:
+            raise IndexCorrupt(f"snapshot {path.name}: {name} does not match its checksum", advice=ADVICE)
+    ids = np.load(path / IDS, allow_pickle=False)
+    if (path / DATA).stat().st_size != manifest.n * dim * 4 or ids.shape != (manifest.n,):
+        raise IndexCorrupt(f"snapshot {path.name}: its files are not of the recorded size", advice=ADVICE)
+    return Snapshot(path, manifest, ids)
+
+
+def newest(folder: Path, model_id: ModelId, dim: int) -> Snapshot | None:
+    """The snapshot in force, else the previous one, else None; each refusal is logged."""
+    for name in names(folder):
+        try:
+            return open_checked(folder / name, model_id, dim)
+        except IndexCorrupt as fault:
+            log.warning("snapshot_refused", snapshot=name, line=fault.line)
+    return None
+
+
+def mrpt_version() -> str:
+    """Version of the mrpt package, read without importing it."""
+    try:
+        return metadata.version("mrpt")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def drop_containing(folder: Path, ids: NDArray[np.int64]) -> int:
+    """Delete every snapshot that holds one of ``ids``: what is removed goes from the disk too. How many went."""
+    return _drop(folder, lambda held: bool(np.isin(held, ids).any()))
+
+
+def drop_stale(folder: Path, removals: int, live: NDArray[np.int64]) -> int:
+    """Delete snapshots that hold vectors removed since they were built, and unfinished builds nobody works on."""
+    gone = _drop(folder, lambda held: not np.isin(held, live).all(), unless_removals=removals)
+    try:
+        with files.exclusive(build_lock(folder), timeout_s=0.0):
+            for path in folder.glob("*" + files.PART):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+                gone += 1
+    except Busy:
+        return gone  # a build is under way: its folder is its own
+    return gone
+
+
+def build_lock(folder: Path) -> Path:
+    """The lock file of builds."""
+    return folder / "build.lock"
+
+
+def _drop(folder: Path, condemned: Any, unless_removals: int | None = None) -> int:
+    gone = 0
+    for path in [p for p in folder.iterdir() if p.is_dir() and p.suffix != files.PART]:
+        try:
+            if unless_removals is not None and read_manifest(path).removals == unless_removals:
+                continue
+            held = np.load(path / IDS, allow_pickle=False)
+        except (IndexCorrupt, OSError, ValueError):
+            held = None  # unreadable: nobody can use it, and it may hold what was removed
+        if held is None or condemned(held):
+            shutil.rmtree(path, ignore_errors=True)
+            gone += 1
+            log.info("snapshot_dropped", snapshot=path.name)
+    return gone

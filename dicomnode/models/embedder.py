@@ -1,0 +1,135 @@
+"""The embedder: prepared slices in, unit vectors out, on the processor or a GPU.
+
+Wraps a verified pack with batching and device choice. The same slice gives the same vector whatever batch it comes
+in. It never reads images; ``dicomnode.models.preprocess`` does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+import torch
+
+from dicomnode.domain import ModelId
+from dicomnode.errors import InputError, PackError
+from dicomnode.models.pack import Pack
+
+log = structlog.get_logger(__name__)
+
+BATCH_CPU = 8  # larger batches leave the cache and are no faster on two cores
+BATCH_CUDA = 128
+DEVICES = ("auto", "cpu", "cuda")
+
+Floats = npt.NDArray[np.float32]
+
+
+def choose_device(wanted: str) -> str:
+    """``auto`` -> "cuda" where there is one, else "cpu"; an explicit device must exist.
+
+    Raises
+    ------
+    PackError
+        CUDA was asked for and there is none, or the word is unknown.
+    """
+    if wanted not in DEVICES:
+        raise PackError(f"unknown device {wanted!r}", place="[models] device", advice="auto, cpu or cuda")
+    if wanted == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise PackError("no CUDA device is available", place="[models] device", advice="set it to auto or cpu")
+    return "cpu"
+
+
+class Embedder:
+    """A pack on a device.
+
+    Attributes
+    ----------
+    model_id : identity of the pack; every vector carries it.
+    dim : dimension of the vectors.
+    device : "cpu" or "cuda".
+    """
+
+    def __init__(self, pack: Pack, device: str) -> None:
+        self.pack = pack
+        self.device = device
+        self.model_id: ModelId = pack.manifest.model_id
+        self.dim: int = pack.manifest.dim
+        self.side: int = pack.network.side
+
+    @classmethod
+    def load(cls, pack_dir: Path, device: str = "auto") -> Embedder:
+        """Load and verify a pack on a device.
+
+        Raises
+        ------
+        PackError
+            The device is not there, or the pack is missing, damaged or does not reproduce its golden vectors.
+        """
+        began = time.monotonic()
+        chosen = choose_device(device)
+        embedder = cls(Pack.load(pack_dir, chosen), chosen)
+        log.info("model_ready", device=chosen, dim=embedder.dim, seconds=round(time.monotonic() - began, 2))
+        return embedder
+
+    def embed(self, images: Floats) -> Floats:
+        """Prepared slices to vectors.
+
+        Parameters
+        ----------
+        images : float32 [n, 224, 224] in 0..1.
+
+        Returns
+        -------
+        float32 [n, dim]
+            Each of length 1; n may be 0.
+
+        Raises
+        ------
+        InputError
+            Another shape, or a value that is not finite.
+        """
+        checked = self._checked(images)
+        out = np.empty((len(checked), self.dim), dtype=np.float32)
+        with torch.inference_mode():
+            for at, batch in self._batches(checked):
+                out[at : at + len(batch)] = self.pack.network(batch).cpu().numpy()
+        return out
+
+    def grid(self, images: Floats) -> Floats:
+        """Per-region features float32 [n, 2C, 7, 7] for explanations: compare two slices cell by cell (cosine)."""
+        checked = self._checked(images)
+        side, channels = self.pack.network.grid_side, 2 * self.pack.network.encoder.out_channels
+        out = np.empty((len(checked), channels, side, side), dtype=np.float32)
+        with torch.inference_mode():
+            for at, batch in self._batches(checked):
+                out[at : at + len(batch)] = self.pack.network.grid(batch).cpu().numpy()
+        return out
+
+    def full(self, images: Floats) -> Floats:
+        """The full embedding before compaction, float32 [n, full_dim]: a row of benchmarks, never indexed."""
+        checked = self._checked(images)
+        out = np.empty((len(checked), self.pack.network.full_dim), dtype=np.float32)
+        with torch.inference_mode():
+            for at, batch in self._batches(checked):
+                out[at : at + len(batch)] = self.pack.network.full(batch).cpu().numpy()
+        return out
+
+    def _checked(self, images: Floats) -> Floats:
+        if images.ndim != 3 or images.shape[1:] != (self.side, self.side):
+            raise InputError(f"slices must be [n, {self.side}, {self.side}], not {list(images.shape)}")
+        if not np.isfinite(images).all():
+            raise InputError("a prepared slice holds values that are not finite")
+        return np.ascontiguousarray(images, dtype=np.float32)
+
+    def _batches(self, images: Floats) -> Iterator[tuple[int, torch.Tensor]]:
+        size = BATCH_CUDA if self.device == "cuda" else BATCH_CPU
+        for at in range(0, len(images), size):
+            yield at, torch.from_numpy(images[at : at + size]).to(self.device)

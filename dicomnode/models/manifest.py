@@ -1,0 +1,174 @@
+"""The manifest of a model pack: what a pack is, said in one JSON file, and the hash that is its identity.
+
+Reads and checks manifests and file hashes without loading the networks, so that ``models list`` is quick. Every vector
+carries its ``model_id``; two packs that could give different vectors never share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dicomnode.domain import ModelId
+from dicomnode.errors import PackError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+GOLDEN = "golden.safetensors"
+CARD = "card.md"
+IDENTITY_KEYS = (
+    "weights_sha256",
+    "architecture",
+    "preprocessing",
+    "dim",
+    "dtype",
+    "norm",
+    "metric",
+    "compaction",
+    "calibration",
+)
+_CHUNK = 1 << 20
+_HERE = Path(__file__).resolve().parent.parent
+# The repository's own folder first, then the copy inside an installed wheel.
+PACK_FOLDERS = (_HERE.parent / "config" / "packs", _HERE / "_config" / "packs")
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while chunk := f.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def model_id_of(identity: Mapping[str, Any]) -> ModelId:
+    """``sha256:`` + the hash of the identity as canonical JSON (sorted keys, no spaces)."""
+    text = json.dumps({k: identity[k] for k in IDENTITY_KEYS}, sort_keys=True, separators=(",", ":"))
+    return ModelId("sha256:" + hashlib.sha256(text.encode()).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A checked manifest.
+
+    Attributes
+    ----------
+    identity : everything that decides a vector (``IDENTITY_KEYS``); ``model_id`` is its hash.
+    files : file name -> SHA-256 of every other file of the pack.
+    status : "research", "interim" ...; a word for people.
+    about : training data and terms, licence, intended use, metrics with confidence intervals.
+    """
+
+    name: str
+    model_id: ModelId
+    status: str
+    identity: Mapping[str, Any]
+    files: Mapping[str, str]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dim(self) -> int:
+        """Dimension of the vectors."""
+        return int(self.identity["dim"])
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that ``manifest.json`` holds."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "model_id": self.model_id,
+            "status": self.status,
+            "identity": dict(self.identity),
+            "files": dict(self.files),
+            "about": dict(self.about),
+        }
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check ``manifest.json`` of a pack; the files beside it are not read.
+
+    Raises
+    ------
+    PackError
+        No pack, unreadable, of another format, or the model_id is not the hash of the identity.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise PackError("is not a model pack: it has no manifest.json", place=str(folder), advice="see [models] pack")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        version = raw["format"]
+        if version != FORMAT:
+            raise PackError(f"has pack format {version}; this version reads {FORMAT}", place=str(path))
+        manifest = Manifest(
+            str(raw["name"]),
+            ModelId(raw["model_id"]),
+            str(raw["status"]),
+            raw["identity"],
+            raw["files"],
+            raw.get("about", {}),
+        )
+        expected = model_id_of(manifest.identity)
+        named = manifest.files[WEIGHTS] == manifest.identity["weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise PackError("is damaged: a key is missing or it is not JSON", place=str(path), advice=_REINSTALL) from e
+    if expected != manifest.model_id or not named:
+        raise PackError("model_id does not match the identity it names", place=str(path), advice=_REINSTALL)
+    return manifest
+
+
+_REINSTALL = "restore the pack's folder from where it was installed"
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file of the pack with its hash.
+
+    Raises
+    ------
+    PackError
+        A file is missing or differs.
+    """
+    for name in (WEIGHTS, GOLDEN, CARD):
+        if name not in manifest.files:
+            raise PackError(f"names no hash for {name}", place=str(folder / MANIFEST), advice=_REINSTALL)
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise PackError("is missing from the model pack", place=str(path), advice=_REINSTALL)
+        try:
+            found = sha256_of(path)
+        except OSError as e:
+            raise PackError("cannot be read", place=str(path), advice=_REINSTALL) from e
+        if found != expected:
+            raise PackError("does not match its checksum in manifest.json", place=str(path), advice=_REINSTALL)
+
+
+def find_pack(name: str, folders: Iterable[Path] = PACK_FOLDERS) -> Path:
+    """The folder of a pack: ``name`` is a folder that holds a manifest, or the name of one in ``folders``.
+
+    Raises
+    ------
+    PackError
+        There is none.
+    """
+    candidates = [Path(name).expanduser(), *(f / name for f in folders)]
+    for folder in candidates:
+        if (folder / MANIFEST).is_file():
+            return folder
+    known = ", ".join(sorted({m.parent.name for f in folders for m in f.glob(f"*/{MANIFEST}")})) or "none"
+    raise PackError(f"no model pack is called {name!r}", place="[models] pack", advice=f"known packs: {known}")
+
+
+def list_packs(folders: Iterable[Path] = PACK_FOLDERS) -> list[tuple[Path, Manifest]]:
+    """Every readable pack in ``folders``, by folder name; a damaged one raises, it is not passed over."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+            found.setdefault(manifest.parent.name, manifest.parent)
+    return [(path, read_manifest(path)) for _, path in sorted(found.items())]

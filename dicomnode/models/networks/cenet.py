@@ -1,0 +1,176 @@
+"""CE-Net: context encoder network for segmentation; its RMP encoding is the first half of our embedding.
+
+Own implementation from the paper (Gu et al., IEEE TMI 2019): dense atrous convolution (DAC), residual multi-kernel
+pooling (RMP), decoder with added skips. One departure, measured: BatchNorm after each DAC convolution and on the sum;
+without it activations grew to 1e6, overflowed half precision, and one channel decided every distance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dicomnode.models.networks.lite0 import Lite0Encoder
+from dicomnode.models.networks.resnet import ResNet34Encoder
+
+POOLS = (2, 3, 5, 6)  # kernel = stride of the RMP branches
+MIN_SIDE = 6 * 32  # under this side the 6x6 pool of the stride-32 grid is empty
+
+
+class DenseAtrous(nn.Module):
+    """DAC: four cascaded branches of dilated 3x3 convolutions (receptive fields 3, 7, 9, 19), added to the input.
+
+    The authors share the convolutions d1, d3 and k between the branches; so do we. Norms are one a use.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.d1 = nn.Conv2d(channels, channels, 3, padding=1, dilation=1)
+        self.d3 = nn.Conv2d(channels, channels, 3, padding=3, dilation=3)
+        self.d5 = nn.Conv2d(channels, channels, 3, padding=5, dilation=5)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.norms = nn.ModuleDict(
+            {n: nn.BatchNorm2d(channels) for n in ("b1", "b2", "b3", "b4a", "b4b", "k2", "k3", "k4", "sum")}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norms
+        one = n["b1"](self.d1(x))
+        two = n["b2"](self.d3(x))
+        three = n["b3"](self.d3(one))
+        four = n["b4b"](self.d5(n["b4a"](three)))
+        out: Tensor = n["sum"](
+            x
+            + functional.relu(one)
+            + functional.relu(n["k2"](self.k(two)))
+            + functional.relu(n["k3"](self.k(three)))
+            + functional.relu(n["k4"](self.k(four)))
+        )
+        return out
+
+
+class ResidualPooling(nn.Module):
+    """RMP: pooled views 2, 3, 5, 6 through one shared 1x1 convolution to one channel each, before the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, C, h, w] -> [n, 4 + C, h, w]."""
+        size = x.shape[-2:]
+        views = [
+            functional.interpolate(self.squeeze(functional.max_pool2d(x, k, k)), size=size, mode="bilinear")
+            for k in POOLS
+        ]
+        return torch.cat([*views, x], 1)
+
+
+class DecoderBlock(nn.Module):
+    """1x1 to a quarter, transposed 3x3 of stride 2, 1x1 out; each with norm and ReLU."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        mid = channels_in // 4
+        self.body = nn.Sequential(
+            nn.Conv2d(channels_in, mid, 1),
+            nn.BatchNorm2d(mid),
+            nn.ReLU(inplace=True),
+            nn.ConvTranspose2d(mid, mid, 3, 2, 1, 1),
+            nn.BatchNorm2d(mid),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(mid, channels_out, 1),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.body(x)
+        return y
+
+
+@dataclass(frozen=True, slots=True)
+class CENetConfig:
+    """Architecture of a CE-Net; part of a pack's identity.
+
+    Attributes
+    ----------
+    encoder : "resnet34" (published) or "lite0" (ImageNet start).
+    width : multiplier of resnet34's channels; lite0 has one width.
+    in_channels : 1 or 3.
+    classes : segmentation channels (lungs, infection).
+    """
+
+    encoder: Literal["resnet34", "lite0"] = "lite0"
+    width: float = 1.0
+    in_channels: int = 1
+    classes: int = 2
+
+    def __post_init__(self) -> None:
+        if self.encoder not in ("resnet34", "lite0"):
+            raise ValueError(f"unknown encoder {self.encoder!r}: resnet34 or lite0")
+        if self.encoder == "lite0" and self.width != 1.0:
+            raise ValueError("lite0 has one width: 1.0")
+        if self.width <= 0 or self.in_channels not in (1, 3) or self.classes < 1:
+            raise ValueError("width > 0, in_channels 1 or 3, classes >= 1")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for the manifest."""
+        return asdict(self)
+
+
+class CENetEncoder(nn.Module):
+    """Encoder, DAC and RMP: what a pack ships; no decoder."""
+
+    def __init__(self, config: CENetConfig) -> None:
+        super().__init__()
+        self.backbone: Lite0Encoder | ResNet34Encoder = (
+            Lite0Encoder(config.in_channels)
+            if config.encoder == "lite0"
+            else ResNet34Encoder(config.in_channels, config.width)
+        )
+        channels = self.backbone.channels[-1]
+        self.dac = DenseAtrous(channels)
+        self.rmp = ResidualPooling(channels)
+        self.out_channels = channels + len(POOLS)
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Skips at strides 4, 8, 16 and the RMP encoding at stride 32."""
+        a, b, c, d = self.backbone(x)
+        return a, b, c, self.rmp(self.dac(d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in_channels, H, W] with H, W multiples of 32, at least 192 -> [n, out_channels, H/32, W/32]."""
+        return self.features(x)[3]
+
+
+class CENet(nn.Module):
+    """The whole network: segmentation logits [n, classes, H, W]; apply a sigmoid for probabilities."""
+
+    def __init__(self, config: CENetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = CENetEncoder(config)
+        c4, c8, c16, _ = self.encoder.backbone.channels
+        self.up16 = DecoderBlock(self.encoder.out_channels, c16)
+        self.up8 = DecoderBlock(c16, c8)
+        self.up4 = DecoderBlock(c8, c4)
+        self.up2 = DecoderBlock(c4, c4)
+        head = max(16, c4 // 2)
+        self.head = nn.Sequential(
+            nn.ConvTranspose2d(c4, head, 4, 2, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(head, head, 3, 1, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(head, config.classes, 3, 1, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c, z = self.encoder.features(x)
+        up = self.up4(self.up8(self.up16(z) + c) + b) + a
+        y: Tensor = self.head(self.up2(up))
+        return y

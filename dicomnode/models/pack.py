@@ -1,0 +1,199 @@
+"""A model pack on disk: weights as safetensors, golden vectors, a card; loaded only when everything agrees.
+
+``Pack.load`` verifies checksums, builds the networks and computes the golden vectors again, so that a damaged file, a
+changed library or a broken device is found before the first study, not in its answer. It never unpickles anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dicomnode.errors import PackError
+from dicomnode.models.manifest import (
+    CARD,
+    GOLDEN,
+    MANIFEST,
+    WEIGHTS,
+    Manifest,
+    model_id_of,
+    read_manifest,
+    sha256_of,
+    verify_files,
+)
+from dicomnode.models.networks import CENetConfig, EmbeddingNet, XceptionConfig
+from dicomnode.models.preprocess import SIDE, SPEC
+
+GOLDEN_COS = 0.999  # under this a vector is not the model's
+GOLDEN_COUNT = 4
+
+
+def synthetic_images(count: int = GOLDEN_COUNT, side: int = SIDE) -> npt.NDArray[np.uint8]:
+    """Generated images [count, side, side] for the golden check: ellipses like a thorax, with noise; no patient."""
+    rng = np.random.default_rng(20190308)
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    images = []
+    for _ in range(count):
+        image = rng.normal(12, 4, (side, side))
+        image += 140 * ((x / rng.uniform(0.75, 0.95)) ** 2 + (y / rng.uniform(0.55, 0.8)) ** 2 < 1)
+        for centre in (-0.4, 0.4):
+            lung = ((x - centre) / rng.uniform(0.2, 0.3)) ** 2 + ((y - 0.05) / rng.uniform(0.3, 0.5)) ** 2 < 1
+            image[lung] = rng.normal(35, 12, int(lung.sum()))
+            for _ in range(int(rng.integers(0, 6))):
+                cx, cy, r = centre + rng.uniform(-0.2, 0.2), rng.uniform(-0.3, 0.4), rng.uniform(0.02, 0.12)
+                image += 80 * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * r**2))
+        images.append(image.clip(0, 255).astype(np.uint8))
+    return np.stack(images)
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A verified pack: its manifest and its networks, on a device, ready to compute."""
+
+    folder: Path
+    manifest: Manifest
+    network: EmbeddingNet
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> Pack:
+        """Verify every file, build the networks and check the golden vectors.
+
+        Parameters
+        ----------
+        folder : folder with manifest.json, weights.safetensors, golden.safetensors, card.md.
+        device : a torch device that exists.
+
+        Raises
+        ------
+        PackError
+            Anything missing, damaged, or not reproducing its golden vectors (cosine under .999).
+        """
+        manifest = read_manifest(folder)
+        if manifest.identity["preprocessing"] != SPEC:
+            raise PackError(
+                "was made for another preprocessing than this version's",
+                place=str(folder / MANIFEST),
+                advice="install the pack of this version, or the version of this pack",
+            )
+        verify_files(folder, manifest)
+        network = _network(manifest.identity, _tensors(folder / WEIGHTS), folder)
+        network.to(torch.device(device))
+        _check_golden(network, _tensors(folder / GOLDEN), folder)
+        return cls(folder, manifest, network)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as e:
+        raise PackError("is not a readable safetensors file", place=str(path)) from e
+
+
+def _network(identity: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> EmbeddingNet:
+    """Build the network the identity describes and fill it; nothing missing, nothing left over."""
+    try:
+        architecture = identity["architecture"]
+        with torch.device("meta"):  # no time spent on random weights that are thrown away
+            network = EmbeddingNet(
+                CENetConfig(**architecture["cenet"]), XceptionConfig(**architecture["xception"]), SIDE, identity["dim"]
+            )
+        filled = {k: v if v.dtype == torch.int8 else v.to(torch.float32) for k, v in tensors.items()}
+        counters = {k: torch.zeros((), dtype=torch.int64) for k in network.state_dict() if k.endswith(_COUNTER)}
+        network.load_state_dict({**filled, **counters}, strict=True, assign=True)
+    except (KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise PackError("weights do not fit the architecture of the manifest", place=str(folder / WEIGHTS)) from e
+    network.requires_grad_(False)
+    network.eval()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch annotates it for tensors only
+    return network
+
+
+_COUNTER = "num_batches_tracked"  # only training needs it: not shipped
+
+
+def _check_golden(network: EmbeddingNet, golden: dict[str, Tensor], folder: Path) -> None:
+    try:
+        images, expected = golden["images"], golden["vectors"]
+    except KeyError as e:
+        raise PackError("lacks images or vectors", place=str(folder / GOLDEN)) from e
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        found = network(images.to(device).float().div(255)).cpu()
+    if found.shape != expected.shape:
+        raise PackError("does not fit the pack's dimension", place=str(folder / GOLDEN))
+    worst = float((found * expected).sum(1).min())
+    if not worst >= GOLDEN_COS:  # written so that NaN fails too
+        raise PackError(
+            f"the network does not reproduce its golden vectors (cosine {worst:.4f}, needed {GOLDEN_COS})",
+            place=str(folder),
+            advice='try [models] device = "cpu"; if it stays, restore the pack',
+        )
+
+
+def half_tensors(network: EmbeddingNet) -> dict[str, Tensor]:
+    """What a pack ships: convolutions as float16, one-dimensional tensors (norms) as float32, PCA as int8."""
+    out = {}
+    for name, tensor in network.state_dict().items():
+        if name.endswith(_COUNTER):
+            continue
+        small = tensor.dtype == torch.float32 and tensor.ndim > 1
+        out[name] = (tensor.half() if small else tensor).contiguous()
+    return out
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path)
+    path.chmod(0o644)  # safetensors writes 0600; an installed pack is read by the node's own user
+
+
+def write_pack(
+    folder: Path,
+    network: EmbeddingNet,
+    *,
+    name: str,
+    status: str,
+    card: str,
+    about: Mapping[str, Any],
+    architecture: Mapping[str, Any],
+    compaction: Mapping[str, Any],
+) -> Pack:
+    """Write a pack and load it back: golden vectors are computed from the shipped (half precision) weights.
+
+    The manifest is written last and by renaming, so a folder with a manifest is whole.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    _save(half_tensors(network), folder / WEIGHTS)
+    identity = {
+        "weights_sha256": sha256_of(folder / WEIGHTS),
+        "architecture": dict(architecture),
+        "preprocessing": SPEC,
+        "dim": network.compaction.components.shape[0],
+        "dtype": "float32",
+        "norm": "l2",
+        "metric": "cosine",
+        "compaction": dict(compaction),
+        "calibration": None,  # calibration belongs to a repository, not to a pack
+    }
+    shipped = _network(identity, _tensors(folder / WEIGHTS), folder)
+    images = torch.from_numpy(synthetic_images())
+    with torch.inference_mode():
+        vectors = shipped(images.float().div(255))
+    _save({"images": images, "vectors": vectors.contiguous()}, folder / GOLDEN)
+    (folder / CARD).write_text(card.replace("{model_id}", model_id_of(identity)), encoding="utf-8")
+    files = {n: sha256_of(folder / n) for n in (WEIGHTS, GOLDEN, CARD)}
+    manifest = Manifest(name, model_id_of(identity), status, identity, files, about)
+    new = folder / f"{MANIFEST}.new"
+    new.write_text(json.dumps(manifest.as_json(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    new.replace(folder / MANIFEST)
+    return Pack.load(folder)

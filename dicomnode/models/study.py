@@ -1,0 +1,171 @@
+"""A study's files to vectors: series choice, key slices, preprocessing, embedding; and one plain picture likewise.
+
+Works on de-identified files only. One slice is decoded at a time, so memory does not grow with the study. A slice
+that cannot be used is recorded with the reason and passed over; only what is left decides whether there is a search.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from dicomnode.domain import ModelId, PseudoUid
+from dicomnode.models.preprocess import UnusableImage, prepare_dicom, prepare_file
+from dicomnode.models.series import KEY_SLICES, NoSearch, Passed, SeriesChoice, choose
+
+log = structlog.get_logger(__name__)
+
+BATCH = 16  # prepared slices held at once
+
+Floats = npt.NDArray[np.float32]
+
+
+class Embeds(Protocol):
+    """What is needed of an embedder; see ``dicomnode.models.embedder.Embedder``."""
+
+    model_id: ModelId
+    dim: int
+
+    def embed(self, images: Floats) -> Floats:
+        """float32 [n, 224, 224] -> unit vectors float32 [n, dim]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedSlice:
+    """The slice a row of ``vectors`` belongs to; frame from 0; z in 0..1 from feet to head."""
+
+    instance_uid: PseudoUid
+    series_uid: PseudoUid
+    frame: int
+    z: float
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedSlice:
+    """A key slice without a vector: a stable reason and a sentence, both free of identifying text."""
+
+    instance_uid: PseudoUid
+    series_uid: PseudoUid
+    frame: int
+    reason: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudyEmbedding:
+    """A study as vectors.
+
+    Attributes
+    ----------
+    slices : one a row of ``vectors``.
+    vectors : float32 [n, dim], each of length 1.
+    choices : the series taken and why; ``passed`` those that were not.
+    skipped : key slices that could not be decoded or hold nothing.
+    not_searchable : set where there is no vector at all; ``why_not`` is the sentence for the answer.
+    """
+
+    model_id: ModelId
+    slices: tuple[EmbeddedSlice, ...]
+    vectors: Floats
+    choices: tuple[SeriesChoice, ...]
+    passed: tuple[Passed, ...]
+    skipped: tuple[SkippedSlice, ...]
+    notes: tuple[str, ...] = ()
+    not_searchable: NoSearch | None = None
+    why_not: str = ""
+
+
+def embed_study(paths: Iterable[Path], embedder: Embeds, key_slices: int = KEY_SLICES) -> StudyEmbedding:
+    """Embed the key slices of one study.
+
+    Parameters
+    ----------
+    paths : the study's de-identified files, in any order.
+    key_slices : slices a series, 16 to 32.
+
+    Returns
+    -------
+    StudyEmbedding
+        Never raises for bad images: they are in ``skipped``, and ``not_searchable`` says where nothing was left.
+    """
+    began = time.monotonic()
+    chosen = choose(paths, key_slices)
+    slices: list[EmbeddedSlice] = []
+    skipped: list[SkippedSlice] = []
+    notes: dict[str, None] = {}
+    vectors: list[Floats] = []
+    pending: list[Floats] = []
+    for series in chosen.choices:
+        for key in series.key:
+            try:
+                prepared = prepare_dicom(key.path, key.frame)
+            except UnusableImage as e:
+                skipped.append(SkippedSlice(key.instance_uid, series.series_uid, key.frame, e.reason, e.line))
+                continue
+            notes.update(dict.fromkeys(prepared.notes))
+            slices.append(EmbeddedSlice(key.instance_uid, series.series_uid, key.frame, key.z))
+            pending.append(prepared.pixels)
+            if len(pending) == BATCH:
+                vectors.append(embedder.embed(np.stack(pending)))
+                pending = []
+    if pending:
+        vectors.append(embedder.embed(np.stack(pending)))
+    no_search, why_not = chosen.not_searchable, chosen.why_not
+    if not slices and no_search is None:
+        no_search, why_not = NoSearch.UNREADABLE, _nothing_left(skipped)
+    seconds = round(time.monotonic() - began, 3)
+    log.info("study_embedded", series=len(chosen.choices), slices=len(slices), skipped=len(skipped), seconds=seconds)
+    return StudyEmbedding(
+        embedder.model_id,
+        tuple(slices),
+        np.concatenate(vectors) if vectors else np.empty((0, embedder.dim), dtype=np.float32),
+        chosen.choices,
+        chosen.passed,
+        tuple(skipped),
+        tuple(notes),
+        no_search,
+        why_not,
+    )
+
+
+def _nothing_left(skipped: list[SkippedSlice]) -> str:
+    reasons = ", ".join(sorted({s.why for s in skipped}))
+    return f"None of the {len(skipped)} chosen slices could be used: {reasons}."
+
+
+def embed_image(path: Path, embedder: Embeds) -> Floats:
+    """One picture (PNG, JPEG, WebP) or the first frame of a DICOM file as a unit vector float32 [dim].
+
+    Raises
+    ------
+    UnusableImage
+        It cannot be decoded or holds nothing.
+    """
+    vector: Floats = embedder.embed(prepare_file(path).pixels[None])[0]
+    return vector
+
+
+def embed_images(paths: Iterable[Path], embedder: Embeds) -> tuple[Floats, list[tuple[Path, str]]]:
+    """Many pictures in batches: vectors float32 [n, dim] of the good ones in order, and (path, why) of the others."""
+    pending: list[Floats] = []
+    vectors: list[Floats] = [np.empty((0, embedder.dim), dtype=np.float32)]
+    bad: list[tuple[Path, str]] = []
+    for path in paths:
+        try:
+            pending.append(prepare_file(path).pixels)
+        except UnusableImage as e:
+            bad.append((path, e.line))
+        if len(pending) == BATCH:
+            vectors.append(embedder.embed(np.stack(pending)))
+            pending = []
+    if pending:
+        vectors.append(embedder.embed(np.stack(pending)))
+    return np.concatenate(vectors), bad

@@ -1,0 +1,219 @@
+"""Build a model pack from a ``train xception`` checkpoint: compaction, figures, card, golden vectors.
+
+The compaction is fitted on training images only, with the weights as they are shipped (half precision); the figures
+are measured with the pack as written, on queries nobody trained on. What was not measured is not on the card.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+import torch
+
+from dicomnode.errors import InputError
+from dicomnode.models.embedder import Embedder
+from dicomnode.models.networks import CENet, Compaction, EmbeddingNet, XceptionConfig
+from dicomnode.models.pack import Pack, write_pack
+from dicomnode.models.preprocess import SIDE
+from dicomnode.models.tensors import standardise
+from dicomnode.models.training import figures
+from dicomnode.models.training.augment import to_unit
+from dicomnode.models.training.card import render_card
+from dicomnode.models.training.cenet import build_cenet, dice_by_volume
+from dicomnode.models.training.data import LabelledData, load_covid_ct, load_sars, load_segmentation
+from dicomnode.models.training.run import load_checkpoint
+
+log = structlog.get_logger(__name__)
+
+Bytes = npt.NDArray[np.uint8]
+FIT_BATCH = 16
+MASK_DILATION = 9  # pixels by which the lung mask is widened for the masked control
+
+LICENCE = (
+    "Weights: research use only. They are trained on COVID-CT and ct-lung-seg (research use, no licence file upstream),"
+    " the compaction is fitted also on SARS-CoV-2 CT-scan (CC BY-NC-SA), and the encoder starts from EfficientNet-Lite0"
+    " (ImageNet, Apache-2.0)."
+)
+INTENDED_USE = (
+    "Finding similar chest-CT slices in a repository for research and teaching. Not for diagnosis: the vector is no"
+    " classifier, and a list of similar cases says nothing about a patient by itself."
+)
+DATA = (
+    {"name": "COVID-CT (UCSD), official train split", "terms": "research use; no licence file upstream"},
+    {"name": "ct-lung-seg, all volumes but 3, 6, 10, 12, 15", "terms": "research use"},
+    {"name": "SARS-CoV-2 CT-scan (Soares et al.), compaction only", "terms": "CC BY-NC-SA"},
+    {"name": "EfficientNet-Lite0 ImageNet weights (start of the encoder)", "terms": "Apache-2.0"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """Options of building a pack.
+
+    Attributes
+    ----------
+    data : folder of the data sets. ``out`` : folder of the pack.
+    checkpoint : of ``train xception``.
+    status : "research" for a finished pack, "interim" for one whose training is not.
+    commands : the exact commands that made it, for the card.
+    repeats : figures of other seeds of the same recipe, for the card: name -> {"p10", "map"}.
+    """
+
+    data: Path
+    out: Path
+    checkpoint: Path
+    name: str = "cenet-xception"
+    status: str = "research"
+    dim: int = 256
+    commands: tuple[str, ...] = ()
+    repeats: tuple[tuple[str, float, float], ...] = ()
+
+
+def load_trained(checkpoint: Path) -> tuple[CENet, EmbeddingNet, dict[str, Any], int]:
+    """CE-Net, embedding network (compaction still empty: dim 1), identity of the run, and epochs done.
+
+    Raises
+    ------
+    InputError
+        Not a checkpoint of ``train xception``.
+    """
+    state = load_checkpoint(checkpoint)
+    try:
+        identity = state["identity"]
+        cenet = build_cenet(identity["cenet"]["encoder"], identity["cenet"]["width"], imagenet=False, seed=0)
+        cenet.load_state_dict(state["modules"]["cenet"])
+        network = EmbeddingNet(cenet.config, XceptionConfig(**identity["xception"]), SIDE, 1)
+        network.xception.load_state_dict(state["modules"]["xception"])
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise InputError("is not a checkpoint of 'train xception'", place=str(checkpoint)) from e
+    network.encoder = cenet.encoder
+    return cenet.eval(), network.eval(), identity, len(state["curves"])
+
+
+def build_pack(options: BuildOptions) -> Pack:
+    """Fit the compaction, write the pack, measure it, and write it again with the figures on its card.
+
+    Returns
+    -------
+    Pack
+        Loaded back from disk, golden vectors checked.
+    """
+    cenet, network, identity, epochs = load_trained(options.checkpoint)
+    covid, sars, segmentation = load_covid_ct(options.data), load_sars(options.data), load_segmentation(options.data)
+    dice = dice_by_volume(cenet, segmentation)
+    _as_shipped(network)
+    train = [covid.images[covid.train], sars.images[sars.train], segmentation.images[~segmentation.held_out]]
+    kept = _fit(network, np.concatenate(train), options.dim)
+    about: dict[str, Any] = {
+        "data": list(DATA),
+        "licence": LICENCE,
+        "intended_use": INTENDED_USE,
+        "training": {**identity, "epochs_done": epochs, "commands": list(options.commands)},
+        "variance_kept": round(kept, 4),
+        "dice_by_volume": dice,
+        "curves": load_checkpoint(options.checkpoint)["curves"],
+        "repeats": [list(r) for r in options.repeats],
+    }
+    architecture = {"cenet": cenet.config.as_json(), "xception": network.xception.config.as_json()}
+    compaction = {"kind": "pca", "dim": options.dim, "stored": "int8", "of": "rmp + xception, flattened"}
+
+    def write(card: str) -> Pack:
+        return write_pack(
+            options.out,
+            network,
+            name=options.name,
+            status=options.status,
+            card=card,
+            about=about,
+            architecture=architecture,
+            compaction=compaction,
+        )
+
+    embedder = Embedder(write("figures are being measured\n"), "cpu")
+    about["metrics"] = measure(embedder, cenet, covid, sars)
+    log.info("pack_measured", map=about["metrics"]["rows"][MODEL_ROW]["map"]["mean"])
+    return write(render_card(options.name, options.status, about, architecture))
+
+
+def _as_shipped(network: EmbeddingNet) -> None:
+    """Round the weights to what the pack will hold, so that compaction and figures belong to those."""
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.dtype == torch.float32 and tensor.ndim > 1:
+                tensor.copy_(tensor.half().float())
+
+
+def _fit(network: EmbeddingNet, images: Bytes, dim: int) -> float:
+    starts = range(0, len(images), FIT_BATCH)
+    with torch.inference_mode():
+        full = [network.full(to_unit(images[at : at + FIT_BATCH])[:, 0]) for at in starts]
+    network.compaction = Compaction(network.full_dim, dim)
+    return network.compaction.fit(torch.cat(full).clone())
+
+
+MODEL_ROW = "this pack"
+
+
+def measure(embedder: Embedder, cenet: CENet, covid: LabelledData, sars: LabelledData) -> dict[str, Any]:
+    """Retrieval on COVID-CT (index train, queries val) and on SARS-CoV-2 (held-out blocks), with controls.
+
+    Returns
+    -------
+    dict
+        ``chance``, ``rows`` (name -> figures with intervals), ``sars`` rows, and the counts.
+    """
+    index, queries = covid.part(covid.train), covid.part(~covid.train)
+
+    def row(of_index: figures.Floats, of_queries: figures.Floats) -> Any:
+        per_query = figures.relevance(of_index, index.labels, of_queries, queries.labels)
+        return figures.with_interval(per_query, queries.labels, queries.groups)
+
+    a, b = _unit(index.images), _unit(queries.images)
+    rows = {
+        MODEL_ROW: row(embedder.embed(a), embedder.embed(b)),
+        "before compaction (full embedding)": row(embedder.full(a), embedder.full(b)),
+        "control: lungs masked out": row(
+            embedder.embed(without_lungs(cenet, a)), embedder.embed(without_lungs(cenet, b))
+        ),
+        "control: raw 32x32 pixels": row(figures.raw_pixels(index.images), figures.raw_pixels(queries.images)),
+    }
+    other, asked = sars.part(sars.train), sars.part(~sars.train)
+    pairs = {
+        MODEL_ROW: (embedder.embed(_unit(other.images)), embedder.embed(_unit(asked.images))),
+        "control: raw 32x32 pixels": (figures.raw_pixels(other.images), figures.raw_pixels(asked.images)),
+    }
+    return {
+        "index": len(index.labels),
+        "queries": len(queries.labels),
+        "query_patients": len(np.unique(queries.groups)),
+        "chance": round(figures.chance(index.labels, queries.labels), 4),
+        "rows": rows,
+        "sars_queries": len(asked.labels),
+        "sars": {
+            name: figures.with_interval(figures.relevance(x, other.labels, y, asked.labels), asked.labels, asked.groups)
+            for name, (x, y) in pairs.items()
+        },
+    }
+
+
+def _unit(images: Bytes) -> figures.Floats:
+    return images.astype(np.float32) / np.float32(255)
+
+
+def without_lungs(cenet: CENet, images: figures.Floats) -> figures.Floats:
+    """Images [n, 224, 224] with the lungs the CE-Net finds, widened, set to the mean of the rest."""
+    out = images.copy()
+    cenet.eval()
+    with torch.inference_mode():
+        for at in range(0, len(images), FIT_BATCH):
+            x = torch.from_numpy(images[at : at + FIT_BATCH])[:, None]
+            lungs = (cenet(standardise(x))[:, :1] > 0).float()
+            wide = torch.nn.functional.max_pool2d(lungs, MASK_DILATION, 1, MASK_DILATION // 2)[:, 0].numpy() > 0
+            for i, mask in enumerate(wide):
+                out[at + i][mask] = out[at + i][~mask].mean() if (~mask).any() else 0
+    return out

@@ -1,0 +1,125 @@
+"""The model card as Markdown: what was trained, on what, under which terms, how well, and what it is not.
+
+Renders only what it is given; every number comes from a measurement of the pack it describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dicomnode.models.training.figures import table
+
+CURVE_COLUMNS = ("classify", "contrast", "accuracy", "segmentation")
+
+
+def render_card(name: str, status: str, about: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
+    """The whole card; ``{model_id}`` stays for the writer of the pack to fill in."""
+    parts = [
+        f"# Model card: {name}\n",
+        _summary(status, about),
+        _intended(about),
+        _architecture(architecture, about),
+        _data(about),
+        _figures(about["metrics"]),
+        _segmentation(about["dice_by_volume"]),
+        _repeats(about),
+        _curves(about["curves"]),
+        _commands(about),
+    ]
+    return "\n".join(p for p in parts if p)
+
+
+def _summary(status: str, about: Mapping[str, Any]) -> str:
+    training = about["training"]
+    lines = [f"`{{model_id}}`, status **{status}**, seed {training['seed']}.\n"]
+    if status != "research":
+        lines.append(
+            f"**This pack is not finished**: {training['epochs_done']} of {training['epochs']} epochs of the joint"
+            " training were done when it was built. Use it to try the software, not to judge the model.\n"
+        )
+    return "\n".join(lines)
+
+
+def _intended(about: Mapping[str, Any]) -> str:
+    return f"## Intended use\n\n{about['intended_use']}\n\n{about['licence']}\n"
+
+
+def _architecture(architecture: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    c, x = architecture["cenet"], architecture["xception"]
+    return (
+        "## Architecture\n\n"
+        f"CE-Net (DAC, RMP) on a {c['encoder']} encoder, and an Xception in its native form on the RMP encoding"
+        f" ({x['in_channels']} channels on 7x7 at 224 px): stem {x['stem']}, entry {x['entry']}, {x['middle']} middle"
+        f" blocks, exit {x['exit']}. **Not the published width**: the published system uses ResNet34 and 512 px"
+        " (516 channels on 16x16) and the full Xception; those networks are in `dicomnode.models.networks` and are"
+        " trained by the same commands, but no ImageNet weights exist for them here.\n\n"
+        "Vector: both halves flip-averaged, each of length 1, joined (31,752 values), PCA to 256, length 1; cosine."
+        f" The PCA keeps {about['variance_kept']:.1%} of the variance of the training images. Input: see"
+        " `dicomnode/models/preprocess.py`; plain pictures are scaled to 224x224, CT goes through the lung window"
+        " -600/1500 HU and a body-centred square.\n"
+    )
+
+
+def _data(about: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {d['name']} | {d['terms']} |" for d in about["data"])
+    return (
+        "## Training data and terms\n\n"
+        f"| data | terms |\n|---|---|\n{rows}\n\n"
+        "The validation split of COVID-CT was used neither for training nor for stopping or choosing; the last epoch"
+        " is shipped. COVID-CT's slices were cut out of papers: their intensities are not Hounsfield units.\n"
+    )
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    return (
+        "## Retrieval\n\n"
+        f"COVID-CT: index = official train split ({metrics['index']} slices), queries = official val split"
+        f" ({metrics['queries']} slices of {metrics['query_patients']} patients, none in the index). Macro over the two"
+        " classes; 95 % intervals from a bootstrap over query patients. Expected P@k of a random order:"
+        f" {metrics['chance']:.3f}.\n\n{table(metrics['rows'])}\n\n"
+        "Read the masked row before the first one: the lungs (as this CE-Net segments them, widened by 4 px) were"
+        " replaced by the mean of the rest. What remains above chance there is not disease but how slices of the two"
+        " classes came into papers; the model is better only as far as it is better than that row.\n\n"
+        "Across data sets: SARS-CoV-2 CT-scan, whose labels this model never saw. Index = blocks of neighbouring files,"
+        f" queries = {metrics['sars_queries']} slices of held-out blocks; there are no patient ids, so near-twins at"
+        f" block borders remain.\n\n{table(metrics['sars'])}\n"
+    )
+
+
+def _segmentation(dice: Mapping[str, Mapping[int, float]]) -> str:
+    volumes = sorted({v for by in dice.values() for v in by})
+    head = "| | " + " | ".join(f"volume {v}" for v in volumes) + " | mean |"
+    lines = [head, "|---" * (len(volumes) + 2) + "|"]
+    for name, by in dice.items():
+        cells = " | ".join(f"{by[v]:.3f}" if v in by else "-" for v in volumes)
+        lines.append(f"| {name} | {cells} | {sum(by.values()) / max(len(by), 1):.3f} |")
+    return (
+        "## Segmentation\n\nDice of the joint network on the held-out volumes of ct-lung-seg, all slices of a volume"
+        " together (the decoder is not part of the pack).\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _repeats(about: Mapping[str, Any]) -> str:
+    if not about.get("repeats"):
+        return ""
+    rows = "\n".join(f"| {name} | {p10:.3f} | {m:.3f} |" for name, p10, m in about["repeats"])
+    return f"## Other runs of the same recipe\n\n| run | P@10 | mAP |\n|---|---|---|\n{rows}\n"
+
+
+def _curves(curves: list[Mapping[str, float]]) -> str:
+    names = [n for n in CURVE_COLUMNS if any(n in c for c in curves)]
+    lines = ["| epoch | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for i, c in enumerate(curves, start=1):
+        lines.append(f"| {i} | " + " | ".join(f"{c[n]:.3f}" if n in c else "-" for n in names) + " |")
+    return (
+        "## Curves\n\nMeans over each epoch, under augmentation: losses (classify, contrast, segmentation) and training"
+        " accuracy.\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def _commands(about: Mapping[str, Any]) -> str:
+    commands = about["training"]["commands"]
+    if not commands:
+        return ""
+    return "## Commands\n\n" + "\n".join(f"    {c}" for c in commands) + "\n"

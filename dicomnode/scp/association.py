@@ -1,0 +1,164 @@
+"""An association as the receivers need it: data sets go to disk as they come, whatever their size.
+
+Built on pynetdicom's Association; overrides only where its behaviour would lose data or let a client block others:
+it keeps data sets in a shared temporary folder, and a full disk ends its thread instead of answering A700.
+Facts: PS3.7 9.3.1 (C-STORE), pynetdicom 3.0.4 ``association.py`` and ``dimse.py``.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dsutils import create_file_meta, encode_file_meta
+from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
+
+from dicomnode.errors import DicomnodeError, InputError
+from dicomnode.scp.incoming import Incoming
+from dicomnode.scp.status import NOT_AUTHORISED
+from dicomnode.scp.transport import IDLE_WAIT_S, BoundedSocket, WakingDul
+
+if TYPE_CHECKING:
+    from pynetdicom.dimse_primitives import DimseServiceType
+
+    from dicomnode.scp.server import ReceiverServer
+
+_PREAMBLE = b"\0" * 128 + b"DICM"  # PS3.10 7.1
+
+
+class NotAuthorised(DicomnodeError):
+    """The peer may not use the service (``[[dicom.peers]] services``)."""
+
+    code = "not-authorised"
+    dimse_status = NOT_AUTHORISED
+
+    def __init__(self) -> None:
+        super().__init__("the peer may not store here", place="[[dicom.peers]] services")
+
+
+class SpoolingDimse(DIMSEServiceProvider):
+    """Sends the data set of a C-STORE request fragment by fragment into an ``Incoming`` file."""
+
+    def __init__(self, assoc: SpoolingAssociation) -> None:
+        super().__init__(assoc)
+        self._untaken: list[Incoming] = []
+        self.last_active = time.monotonic()
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Decode one fragment at a time, so that a file is open before the first fragment of its data set."""
+        for fragment in primitive.presentation_data_value_list:
+            single = P_DATA()
+            single.presentation_data_value_list.append(fragment)
+            super().receive_primitive(single)
+            self.last_active = time.monotonic()
+            message = self.message
+            if isinstance(message, C_STORE_RQ) and message._data_set_file is None:
+                incoming = self._open(message)
+                self._untaken.append(incoming)
+                message._data_set_file = incoming  # type: ignore[assignment]  # all that is used of it is write and flush
+
+    def _open(self, message: C_STORE_RQ) -> Incoming:
+        assoc = cast(SpoolingAssociation, self.assoc)
+        command = message.command_set
+        context = assoc._accepted_cx.get(message.context_id or 0)
+        if context is None:  # pynetdicom aborts such a request before any handler sees it
+            return Incoming.refused(DicomnodeError("data set under a context that was not accepted"))
+        if not assoc.server.access.allows(assoc.calling, "store"):
+            return Incoming.refused(NotAuthorised())
+        try:
+            meta = encode_file_meta(
+                create_file_meta(
+                    sop_class_uid=command.AffectedSOPClassUID,
+                    sop_instance_uid=command.AffectedSOPInstanceUID,
+                    transfer_syntax=context.transfer_syntax[0],
+                )
+            )
+        except (AttributeError, TypeError, ValueError):
+            return Incoming.refused(InputError("C-STORE request without usable SOP class and instance UIDs"))
+        return assoc.server.spool.incoming(_PREAMBLE + meta)
+
+    def get_msg(self, block: bool = False) -> Any:
+        """As pynetdicom's, but its reactor, which asks without blocking, waits here instead of polling."""
+        if block:
+            return super().get_msg(block=True)
+        try:
+            return self.msg_queue.get(timeout=IDLE_WAIT_S)
+        except queue.Empty:
+            return None, None
+
+    def wake(self) -> None:
+        """End the wait of the reactor; it finds no message and looks at everything else."""
+        self.msg_queue.put((None, None))
+
+    def take(self, request: C_STORE) -> Incoming:
+        """The file of a request being served; from now on the caller's to keep or abandon."""
+        incoming = cast(Incoming, request._dataset_file)
+        request._dataset_file = None  # pynetdicom would delete the file after the handler
+        self._untaken.remove(incoming)
+        return incoming
+
+    def abandon_untaken(self) -> None:
+        """Delete what was received in part, or never served."""
+        while self._untaken:
+            self._untaken.pop().abandon()
+
+
+class SpoolingAssociation(Association):
+    """An accepted association whose ``dimse`` is a ``SpoolingDimse``."""
+
+    def __init__(self, server: ReceiverServer, client_socket: socket.socket) -> None:
+        super().__init__(server.ae, MODE_ACCEPTOR)
+        self.server = server
+        self._server = server
+        self._serving = False
+        self.name = f"AcceptorThread@{id(self):x}"  # pynetdicom finds its associations by this name
+        dimse = SpoolingDimse(self)
+        self.dimse = dimse
+        self.dul = WakingDul(self, dimse.wake)
+        # Setting them passes them on to the timers of the upper layer.
+        self.acse_timeout, self.network_timeout = server.options.first_pdu_s, server.options.idle_s
+        self._bounded = BoundedSocket(self, client_socket, time.monotonic() + server.options.first_pdu_s)
+        self.set_socket(self._bounded)
+
+    @property
+    def calling(self) -> str:
+        """The peer's AE title, as it names itself."""
+        return cast(A_ASSOCIATE, self.requestor.primitive).calling_ae_title.strip()
+
+    @property
+    def called(self) -> str:
+        """Our AE title that the peer called."""
+        return cast(A_ASSOCIATE, self.requestor.primitive).called_ae_title.strip()
+
+    def request_arrived(self) -> None:
+        """The association request is read: from here a slow peer has the idle time."""
+        self._bounded.request_arrived(self.network_timeout)
+
+    def run_reactor(self) -> None:
+        """Serve until the association ends, then free its slot and drop a half-received data set."""
+        try:
+            super().run_reactor()
+        finally:
+            self.server.leave(self)
+            cast(SpoolingDimse, self.dimse).abandon_untaken()
+            if not self.dul.is_alive():
+                self._bounded.close_wake()
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since anything was received or answered."""
+        return 0.0 if self._serving else time.monotonic() - cast(SpoolingDimse, self.dimse).last_active
+
+    def _serve_request(self, msg: DimseServiceType, context_id: int) -> None:
+        self._serving = True
+        super()._serve_request(msg, context_id)
+        self.dul._idle_timer.restart()  # time spent in our handler is not the peer's silence
+        cast(SpoolingDimse, self.dimse).last_active = time.monotonic()
+        self._serving = False

@@ -1,0 +1,116 @@
+"""Reads the few attributes the spool needs from a received data set: which study, which series, image or not.
+
+Never decodes pixels and never holds more than a bounded prefix in memory. Which objects count as images follows
+PS3.4 table B.5-1; that a data set has Rows (0028,0010) is the Image Pixel module of PS3.3 C.7.6.3.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    ParametricMapStorage,
+    RTDoseStorage,
+    SegmentationStorage,
+)
+
+from dicomnode.errors import InputError
+
+INFLATED_PREFIX_BYTES = 16 * 1024 * 1024  # Rows comes long before this in any object that is not hostile
+UID_MAX_CHARS = 64  # PS3.5 9.1
+
+_ROWS = Tag("Rows")
+_DEVICE_UID = Tag("DeviceUID")
+_WANTED: list[BaseTag | int] = [
+    Tag("SOPClassUID"),
+    Tag("SOPInstanceUID"),
+    _DEVICE_UID,
+    Tag("StudyInstanceUID"),
+    Tag("SeriesInstanceUID"),
+    _ROWS,
+]
+
+# They have Rows but show no anatomy as acquired: a segment, a dose grid or a map is never embedded.
+_DERIVED_GRIDS = frozenset({SegmentationStorage, RTDoseStorage, ParametricMapStorage})
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the spool records of a data set. ``own`` is true for objects this node made itself."""
+
+    study_uid: str
+    series_uid: str
+    sop_class: str
+    sop_uid: str
+    image: bool
+    own: bool
+
+
+def read_header(path: Path, offset: int, transfer_syntax: str, own_uids: Collection[str] = ()) -> Header:
+    """The header of the data set that starts at ``offset`` bytes of ``path``.
+
+    Raises
+    ------
+    InputError
+        The data set cannot be read, or has no usable Study Instance UID.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            ds = _read(file, transfer_syntax)
+            study_uid = _uid(ds, "StudyInstanceUID")
+            sop_class = _uid(ds, "SOPClassUID")
+            header = Header(
+                study_uid=study_uid,
+                series_uid=_uid(ds, "SeriesInstanceUID"),
+                sop_class=sop_class,
+                sop_uid=_uid(ds, "SOPInstanceUID"),
+                image=_ROWS in ds and sop_class not in _DERIVED_GRIDS,
+                own=_uid(ds, "DeviceUID") in own_uids,
+            )
+    except OSError as exc:
+        raise InputError("the received file cannot be read back", advice="check the disk of [node] data_dir") from exc
+    except Exception as exc:  # noqa: BLE001 - pydicom raises almost anything on hostile bytes
+        # Not chained: the library's messages repeat values.
+        raise InputError(f"the data set cannot be read ({type(exc).__name__})") from None
+    if not study_uid or len(study_uid) > UID_MAX_CHARS or not study_uid.isprintable():
+        raise InputError("the data set has no usable Study Instance UID (0020,000D)")
+    return header
+
+
+def _read(file: BinaryIO, transfer_syntax: str) -> Dataset:
+    if transfer_syntax == DeflatedExplicitVRLittleEndian:
+        file = BytesIO(_inflate_prefix(file))
+    return read_dataset(
+        file,
+        is_implicit_VR=transfer_syntax == ImplicitVRLittleEndian,
+        is_little_endian=transfer_syntax != ExplicitVRBigEndian,
+        stop_when=_past_rows,
+        specific_tags=_WANTED,
+    )
+
+
+def _past_rows(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+    return int(tag) > int(_ROWS)
+
+
+def _inflate_prefix(file: BinaryIO) -> bytes:
+    """The first bytes of a deflated data set (PS3.5 A.5: raw deflate), so that a bomb stays small."""
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    return inflate.decompress(file.read(INFLATED_PREFIX_BYTES), INFLATED_PREFIX_BYTES)
+
+
+def _uid(ds: Dataset, keyword: str) -> str:
+    value = ds.get(keyword)
+    return "" if value is None else str(value).strip(" \0")

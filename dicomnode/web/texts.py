@@ -1,0 +1,145 @@
+"""The page's words, in English and Spanish, and which of the two a browser asked for (RFC 9110 12.5.4).
+
+A test holds that both languages have the same keys and the same places for values.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Language = Literal["en", "es"]
+LANGUAGES: dict[Language, str] = {"en": "English", "es": "Español"}
+
+TEXTS: dict[Language, dict[str, str]] = {
+    "en": {
+        "title": "Similar cases",
+        "skip": "Skip to the cases",
+        "language": "Language",
+        "notice_label": "Notice",
+        "notice": "Similar image of another patient, not a diagnosis",
+        "similar": "{n} similar cases in this repository",
+        "similar_one": "One similar case in this repository",
+        "similar_why": "Ranked by the likeness of their images among {searched} cases that were searched.",
+        "none": "No similar case in this repository",
+        "none_why": "{searched} cases were searched. The image lies farther from its nearest case than nearly all "
+        "cases here lie from theirs. The nearest are listed below so that you can judge for yourself.",
+        "repository-too-small": "This repository is too small to tell",
+        "repository-too-small_why": "Fewer than 20 patients could be compared, so the node does not say whether "
+        "the nearest cases are similar. They are listed below.",
+        "not-searchable": "This image could not be searched",
+        "not-searchable_why": "Nothing in the study is an image that the node can compare.",
+        "reason": "Reason: {reason}",
+        "empty": "There is no case to show",
+        "empty_why": "The repository holds no case of another patient that may be compared with this image. "
+        "As studies are added, new questions will find them.",
+        "cases": "Cases",
+        "nearest": "Nearest cases",
+        "below": "below threshold",
+        "case": "Case {rank}",
+        "alt": "Best matching slice of case {rank}, {modality}",
+        "similarity": "Similarity",
+        "score_note": "An uncalibrated score from 0 to 1: it ranks cases, it is not a probability.",
+        "percent_note": "Calibrated on the labelled cases of this repository.",
+        "findings": "Findings recorded for this case",
+        "present": "Finding recorded",
+        "absent": "Stated to have no finding",
+        "unknown": "Findings not known",
+        "modality": "Modality",
+        "subject": "Pseudonym",
+        "tally": "What these cases have",
+        "tally_of": "{n} of {total}",
+        "tally_note": "Counts of the cases shown; they say nothing about the patient in question.",
+        "legend": "Symbols",
+        "about": "How this was found",
+        "about_query": "Compared: {modality}, {slices} slices.",
+        "about_p": "Share of the patients here whose nearest other case is at least as far away (conformal p): {p}.",
+        "about_model": "Image model {model}.",
+        "about_method": "Every case is de-identified and comes from this repository; cases of the same patient are "
+        "left out. Computed by software, without a physician's review.",
+        "unknown_title": "This link leads nowhere",
+        "unknown_text": "There is no result behind this link. Check that it was copied whole from the report.",
+        "expired_title": "This link has expired",
+        "expired_text": "Result links work for a limited time. Send the study to the node again for a new answer.",
+        "error_title": "Something went wrong",
+        "error_text": "The page could not be made. The node has logged where; please try again in a moment.",
+    },
+    "es": {
+        "title": "Casos similares",
+        "skip": "Ir a los casos",
+        "language": "Idioma",
+        "notice_label": "Aviso",
+        "notice": "Imagen similar de otro paciente, no es un diagnóstico",
+        "similar": "{n} casos similares en este repositorio",
+        "similar_one": "Un caso similar en este repositorio",
+        "similar_why": "Ordenados por el parecido de sus imágenes entre {searched} casos buscados.",
+        "none": "Ningún caso similar en este repositorio",
+        "none_why": "Se buscó en {searched} casos. La imagen está más lejos de su caso más próximo que casi todos los "
+        "casos de aquí del suyo. Los más próximos se muestran abajo para que pueda juzgar.",
+        "repository-too-small": "El repositorio es demasiado pequeño para saberlo",
+        "repository-too-small_why": "Se pudo comparar con menos de 20 pacientes, por lo que el nodo no afirma si los "
+        "casos más próximos son similares. Se muestran abajo.",
+        "not-searchable": "No se pudo buscar esta imagen",
+        "not-searchable_why": "Nada en el estudio es una imagen que el nodo pueda comparar.",
+        "reason": "Motivo: {reason}",
+        "empty": "No hay ningún caso que mostrar",
+        "empty_why": "El repositorio no contiene casos de otros pacientes que puedan compararse con esta imagen. "
+        "Cuando se añadan estudios, las nuevas consultas los encontrarán.",
+        "cases": "Casos",
+        "nearest": "Casos más próximos",
+        "below": "bajo el umbral",
+        "case": "Caso {rank}",
+        "alt": "Corte más parecido del caso {rank}, {modality}",
+        "similarity": "Similitud",
+        "score_note": "Puntuación sin calibrar de 0 a 1: ordena los casos, no es una probabilidad.",
+        "percent_note": "Calibrada con los casos etiquetados de este repositorio.",
+        "findings": "Hallazgos registrados de este caso",
+        "present": "Hallazgo registrado",
+        "absent": "Consta sin hallazgos",
+        "unknown": "Hallazgos desconocidos",
+        "modality": "Modalidad",
+        "subject": "Seudónimo",
+        "tally": "Qué tienen estos casos",
+        "tally_of": "{n} de {total}",
+        "tally_note": "Recuento de los casos mostrados; no dice nada del paciente en cuestión.",
+        "legend": "Símbolos",
+        "about": "Cómo se encontró",
+        "about_query": "Comparado: {modality}, {slices} cortes.",
+        "about_p": "Proporción de pacientes de aquí cuyo caso ajeno más próximo está al menos igual de lejos "
+        "(p conforme): {p}.",
+        "about_model": "Modelo de imagen {model}.",
+        "about_method": "Todos los casos están desidentificados y son de este repositorio; se excluyen los del mismo "
+        "paciente. Calculado por software, sin revisión médica.",
+        "unknown_title": "Este enlace no lleva a nada",
+        "unknown_text": "No hay ningún resultado tras este enlace. Compruebe que se copió entero del informe.",
+        "expired_title": "Este enlace ha caducado",
+        "expired_text": "Los enlaces funcionan por tiempo limitado. Envíe el estudio de nuevo al nodo para obtener "
+        "otra respuesta.",
+        "error_title": "Algo ha fallado",
+        "error_text": "No se pudo crear la página. El nodo ha registrado dónde; inténtelo de nuevo en un momento.",
+    },
+}
+
+
+def choose_language(asked: str | None, accept: str, default: Language) -> Language:
+    """The language of ``?lang``, else the best of the Accept-Language header, else the default."""
+    for language in LANGUAGES:
+        if asked == language:
+            return language
+    best: tuple[float, Language] = (0.0, default)
+    for item in accept.split(",")[:20]:
+        tag, _, parameters = item.strip().partition(";")
+        quality = _quality(parameters)
+        for language in LANGUAGES:
+            if tag.lower().split("-")[0] == language and quality > best[0]:
+                best = (quality, language)
+    return best[1]
+
+
+def _quality(parameters: str) -> float:
+    name, _, value = parameters.strip().partition("=")
+    if name.strip() != "q":
+        return 1.0
+    try:
+        return float(value)
+    except ValueError:
+        return 0.0

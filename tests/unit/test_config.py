@@ -1,0 +1,89 @@
+"""Settings: one registry, from which file and page are written; a mistake stops the start and is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dicomnode.config import DEID_OPTIONS, as_markdown, as_toml, load_settings
+from dicomnode.domain import Role
+from dicomnode.errors import SettingsError
+
+ROOT = Path(__file__).parents[2]
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "node.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.usefixtures("no_settings_from_outside")
+class TestSettings:
+    def test_the_defaults_are_those_of_the_contract(self) -> None:
+        s = load_settings()
+        assert (s.dicom.port, s.dicom.receivers, s.dicom.study_quiet_s, s.dicom.max_associations) == (11112, 2, 10, 64)
+        assert (s.dicom.ae_titles[0].title, s.dicom.ae_titles[0].role) == ("DICOMNODE", Role.INDEX_QUERY)
+        assert (s.web.host, s.web.port, s.report.objects, s.retrieval.k) == ("127.0.0.1", 8080, ("sr",), 10)
+        assert len(DEID_OPTIONS) == 12
+
+    def test_the_commented_file_is_written_from_the_registry_and_is_the_defaults(self, tmp_path: Path) -> None:
+        assert (ROOT / "config" / "dicomnode.toml").read_text("utf-8") == as_toml()
+        assert load_settings(ROOT / "config" / "dicomnode.toml") == load_settings()
+        uncommented = "\n".join(
+            line[2:] if line.startswith("# ") and (" = " in line or line.startswith("# [[")) else line
+            for line in as_toml().splitlines()
+        )
+        assert load_settings(write(tmp_path, uncommented)) == load_settings()
+
+    def test_the_settings_page_is_written_from_the_registry(self) -> None:
+        assert (ROOT / "docs" / "settings.md").read_text("utf-8") == as_markdown()
+
+    def test_the_environment_wins_over_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = write(tmp_path, "[dicom]\nport = 1040\nreceivers = 3\n")
+        monkeypatch.setenv("DICOMNODE__DICOM__PORT", "2040")
+        s = load_settings(file)
+        assert (s.dicom.port, s.dicom.receivers) == (2040, 3)
+
+    def test_lists_come_from_the_environment_as_json(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DICOMNODE__DICOM__PEERS", '[{"name": "a", "ae_title": "A", "port": 104, "results": true}]')
+        assert load_settings().dicom.peers[0].ae_title == "A"
+
+    @pytest.mark.parametrize(
+        ("text", "named"),
+        [
+            ("[dicom]\nprot = 1\n", "[dicom] prot"),
+            ("[nonsense]\na = 1\n", "[nonsense]"),
+            ("[dicom]\nport = 'x'\n", "[dicom] port"),
+            ("[web]\nhost = '0.0.0.0'\n", "[web]"),
+            ("[deid]\noptions = ['clean-everything']\n", "clean-everything"),
+            (
+                "[deid]\noptions = ['retain-longitudinal-full-dates', 'retain-longitudinal-modified-dates']\n",
+                "contradict",
+            ),
+            ("[vault]\nkey_file = 'a'\nkey_env = 'B'\n", "key_file and key_env"),
+            ("[vault]\nkey_env = 'NOT_THERE'\n", "NOT_THERE"),
+            ("[dicom]\ntls = {cert = '/no/such.pem', key = '/no/such.key'}\n", "/no/such.pem"),
+            ("[[dicom.peers]]\nname = 'a'\nae_title = 'A'\n[[dicom.peers]]\nname = 'a'\nae_title = 'B'\n", "twice"),
+            ("not toml", "not valid TOML"),
+        ],
+    )
+    def test_a_mistake_is_one_line_that_names_it(self, tmp_path: Path, text: str, named: str) -> None:
+        with pytest.raises(SettingsError) as caught:
+            load_settings(write(tmp_path, text))
+        assert named in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_an_unknown_variable_in_the_environment_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DICOMNODE__DICOM__PROT", "1")
+        with pytest.raises(SettingsError, match="DICOMNODE__DICOM__PROT"):
+            load_settings()
+
+    def test_a_missing_settings_file_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match=r"absent\.toml"):
+            load_settings(tmp_path / "absent.toml")
+
+    def test_secrets_are_masked(self, tmp_path: Path) -> None:
+        s = load_settings(write(tmp_path, "[database]\nurl = 'postgresql://u:secret@h/db'\n"))
+        assert "secret" not in str(s.masked())

@@ -1,0 +1,171 @@
+"""The contact sheet: a plain image in the query's study that says of every case that it is not this patient."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from io import BytesIO
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+
+from dicomnode.domain import (
+    Answer,
+    Case,
+    Finding,
+    FindingStatus,
+    ModelId,
+    OriginalUid,
+    Pseudonym,
+    PseudoUid,
+    Verdict,
+    VerdictKind,
+)
+from dicomnode.report.codes import SECONDARY_CAPTURE, Language
+from dicomnode.report.contact_sheet import QueryTile, Tiles, build_contact_sheet
+from dicomnode.report.header import to_bytes
+from dicomnode.report.sheet_image import BAND_HEIGHT, CAPTION_HEIGHT, WARNING, draw_sheet, grid
+from dicomnode.report.spec import ObjectSpec, QueryImage
+from dicomnode.report.uids import subject_uid
+
+SPEC = ObjectSpec(
+    series_instance_uid="2.25.1",
+    sop_instance_uid="2.25.2",
+    created=datetime(2026, 3, 4, tzinfo=UTC),
+    link="https://node.example/v/r/1",
+    software_version="0.1.0",
+)
+OWN = QueryImage("1.2.840.10008.5.1.4.1.1.2", OriginalUid("1.2.3"), OriginalUid("1.2"), 3, 17, PseudoUid("2.25.9"))
+
+
+@pytest.fixture
+def header() -> Dataset:
+    return pydicom.dcmread(get_testdata_file("CT_small.dcm"), stop_before_pixels=True)
+
+
+def slice_of(grey: int, shape: tuple[int, int] = (64, 48)) -> np.ndarray:
+    return np.full(shape, grey, np.uint8)
+
+
+def tiles(n: int, *, kind: VerdictKind = VerdictKind.SIMILAR, findings: tuple[Finding, ...] = ()) -> Tiles:
+    cases = tuple(
+        Case(
+            rank=i + 1,
+            similarity=0.9,
+            subject=Pseudonym(f"DN-{i}"),
+            study_uid=PseudoUid(subject_uid(f"s{i}")),
+            series_uid=PseudoUid(subject_uid(f"e{i}")),
+            modality="CT",
+            status=FindingStatus.PRESENT if findings else list(FindingStatus)[i % 3],
+            findings=findings,
+            matches=(),
+        )
+        for i in range(n)
+    )
+    answer = Answer({}, ModelId("m"), Verdict(kind), cases, searched=99)
+    return Tiles(answer, (QueryTile(slice_of(180), OWN),), {i + 1: slice_of(90) for i in range(n)})
+
+
+def bands(image: np.ndarray) -> int:
+    """Number of yellow bars of a case tile: runs of warning-coloured pixels down and along the case area."""
+    mask = (image == np.array(WARNING)).all(axis=2)[150:, 425:]
+    starts = mask & ~np.pad(mask, ((1, 0), (0, 0)))[:-1] & ~np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
+    return sum(mask[y : y + BAND_HEIGHT, x].all() and mask[y, x : x + 40].all() for y, x in np.argwhere(starts))
+
+
+def test_the_sheet_is_an_rgb_secondary_capture_of_the_query_study(header: Dataset) -> None:
+    ds, image = build_contact_sheet(header, tiles(5), SPEC)
+    read = pydicom.dcmread(BytesIO(to_bytes(ds)))
+    assert read.SOPClassUID == SECONDARY_CAPTURE
+    assert (read.StudyInstanceUID, read.PatientID) == (header.StudyInstanceUID, header.PatientID)
+    assert (read.SeriesNumber, read.Modality, list(read.ImageType)) == (9910, "OT", ["DERIVED", "SECONDARY"])
+    assert read.BurnedInAnnotation == "NO"
+    assert np.array_equal(read.pixel_array, np.asarray(image))
+    assert (read.Columns, read.Rows) == (1600, 1200)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 10, 12])
+@pytest.mark.parametrize("language", list(Language))
+def test_every_case_carries_the_bar_that_it_is_not_this_patient(n: int, language: Language) -> None:
+    assert bands(np.asarray(draw_sheet(tiles(n), language, "0.1.0"))) == n
+
+
+def test_a_case_without_picture_keeps_its_bar_and_place() -> None:
+    some = tiles(3)
+    missing = replace(some, cases={1: some.cases[1]})
+    assert bands(np.asarray(draw_sheet(missing, Language.EN, "0.1.0"))) == 3
+
+
+def test_more_cases_than_fit_are_counted_not_squeezed_in() -> None:
+    twelve, forty = (np.asarray(draw_sheet(tiles(n), Language.EN, "0.1.0")) for n in (12, 40))
+    assert bands(forty) == 12
+    assert not np.array_equal(twelve[1160:], forty[1160:])  # the footer says how many are left
+    assert np.array_equal(twelve[150:1150], forty[150:1150])
+
+
+def test_the_picture_keeps_its_proportions_and_is_not_covered() -> None:
+    pixels = np.zeros((100, 50), np.uint8)
+    pixels[:, :] = 200
+    sheet = np.asarray(draw_sheet(replace(tiles(1), cases={1: pixels}), Language.EN, "0.1.0"))
+    drawn = (sheet[150:, 425:] == 200).all(axis=2)
+    rows, columns = drawn.any(axis=1).sum(), drawn.any(axis=0).sum()
+    assert rows == pytest.approx(2 * columns, abs=2)
+    assert drawn.sum() == rows * columns
+
+
+@pytest.mark.parametrize("kind", [VerdictKind.NONE, VerdictKind.REPOSITORY_TOO_SMALL])
+def test_a_list_below_threshold_looks_different_at_the_top_and_in_every_tile(kind: VerdictKind) -> None:
+    similar, below = (
+        np.asarray(draw_sheet(tiles(2, kind=k), Language.EN, "0.1.0")) for k in (VerdictKind.SIMILAR, kind)
+    )
+    assert not np.array_equal(similar[:140], below[:140])
+    assert bands(below) == 2
+
+    def yellow(image: np.ndarray) -> int:
+        return int((image[150:1150, 425:] == np.array(WARNING)).all(axis=2).sum())
+
+    assert yellow(below) > yellow(similar)
+
+
+@pytest.mark.parametrize("language", list(Language))
+def test_an_answer_without_cases_can_be_drawn(header: Dataset, language: Language) -> None:
+    empty = replace(tiles(0, kind=VerdictKind.NOT_SEARCHABLE), query=())
+    ds, _ = build_contact_sheet(header, empty, replace(SPEC, language=language))
+    assert ds.Rows == 1200
+
+
+def test_a_finding_the_font_cannot_draw_shows_its_code() -> None:
+    in_japanese, as_code = (
+        np.asarray(draw_sheet(tiles(1, findings=(Finding("SCT", "233604007", text),)), Language.EN, "0.1.0"))
+        for text in ("肺炎", "SCT 233604007")
+    )
+    assert np.array_equal(in_japanese, as_code)
+
+
+def test_no_identity_is_drawn(header: Dataset) -> None:
+    one, _ = build_contact_sheet(header, tiles(3), SPEC)
+    header.PatientName, header.PatientID, header.AccessionNumber = "Other^Person", "42", "ACC"
+    header.StudyDate, header.StudyInstanceUID = "19990101", "1.2.3.4"
+    other, _ = build_contact_sheet(header, tiles(3), SPEC)
+    assert one.PixelData == other.PixelData
+
+
+def test_the_same_tiles_give_the_same_file(header: Dataset) -> None:
+    first, second = (to_bytes(build_contact_sheet(header, tiles(4), SPEC)[0]) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_the_grid_has_room_for_every_case(count: int) -> None:
+    columns, rows = grid(count, 1150, 980, BAND_HEIGHT + CAPTION_HEIGHT)
+    assert columns * rows >= count
+    assert columns * (rows - 1) < count
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((4, 4), np.uint16), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4), np.uint8)]
+)
+def test_only_grey_slices_are_tiles(bad: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        replace(tiles(1), cases={1: bad})
