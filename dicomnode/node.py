@@ -160,7 +160,7 @@ class Node:
         from dicomnode.deid.pool import DeidPool
 
         d = self.settings.deid
-        return DeidPool(self.vault.uid_key, profile=d.profile, options=d.options, workers=d.workers)
+        return DeidPool(d.options, self.vault.uid_key, profile=d.profile, workers=d.workers)
 
     @property
     def pack_dir(self) -> Path:

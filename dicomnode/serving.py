@@ -70,7 +70,7 @@ def serve(
         supervisor = Supervisor(_children(settings, settings_file, roles, sockets))
         if announce is not None:
             announce(ports)
-        log.info("node_starting", **{f"{k}_port": v for k, v in ports.items()})
+        log.info("node_starting", port=ports.get("dicom"), web_port=ports.get("web"))
         supervisor.run_until_signalled()
         log.info("node_stopped")
 
@@ -137,7 +137,7 @@ def run_receiver(node: Node, stop: threading.Event, name: str, listener: socket.
         dicom=node.settings.dicom,
         own_uids=(IMPLEMENTATION_CLASS_UID, DEVICE_UID),
     )
-    receive(listener, options, stop, metrics=node.metrics)
+    receive(listener, options, stop, counts=node.metrics)
 
 
 def run_worker(node: Node, stop: threading.Event) -> None:

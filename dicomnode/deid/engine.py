@@ -29,7 +29,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from dicomnode.deid import gate, table
 from dicomnode.deid.audit import Auditor
@@ -42,8 +42,8 @@ from dicomnode.deid.text import clean
 from dicomnode.domain import OriginalUid, PseudoUid
 from dicomnode.errors import DeidError, DicomnodeError, QuarantineError
 
-# Implementation of the files we write (PS3.10 7.1): a UUID-derived constant under 2.25, PS3.5 B.2.
-IMPLEMENTATION_CLASS_UID = "2.25.302182862462837013174486098243957816290"
+# Implementation of the files we write (PS3.10 7.1): the node's constant under 2.25 (docs/conformance.md).
+IMPLEMENTATION_CLASS_UID = "2.25.233715491814202644375068918876066735440"
 IMPLEMENTATION_VERSION_NAME = "DICOMNODE_1"
 METHOD = "dicomnode: PS3.15 Annex E, recipe "  # and the first 12 digits of the recipe's hash
 AGE_LIMIT = 90  # years; older patients are 090Y (45 CFR 164.514(b)(2)(i)(C): ages over 89)
@@ -294,6 +294,8 @@ def _capped_age(text: str) -> str:
 class _HeaderParser(DicomParser):  # type: ignore[misc]  # deid ships no types
     """``deid``'s parser without the ways in which it fails open, keeps data sets, or takes quadratic time."""
 
+    fields: Any  # empty until get_fields, then FieldsWithLookups; DicomParser's name
+
     def get_fields(self, expand_sequences: bool = True) -> FieldsWithLookups:
         """Every element at every depth.
 
@@ -370,7 +372,7 @@ def file_meta(ds: Dataset, source: Source) -> FileMetaDataset:
     meta.MediaStorageSOPClassUID = ds.SOPClassUID
     meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     meta.TransferSyntaxUID = source.transfer_syntax
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     return meta
 
@@ -378,6 +380,7 @@ def file_meta(ds: Dataset, source: Source) -> FileMetaDataset:
 @contextlib.contextmanager
 def _whole_file(dst: Path, *, fsync: bool) -> Iterator[tuple[BinaryIO, Path]]:
     """A temporary file beside ``dst`` that takes its name when the block ends well, and is deleted when not."""
+    dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=dst.parent, prefix=".deid-", delete=False) as temporary:
         path = Path(temporary.name)
         try:

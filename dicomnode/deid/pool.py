@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # the engine is heavy and needed in the workers only
     from dicomnode.deid.engine import Deidentifier, DeidResult
 
 FILES_PER_WORKER = (
-    200  # then the workers are replaced; a start costs about one file's time in each (benchmarks/deid.py)
+    200  # then the workers are replaced; a start costs about one file's time in each (benchmarks/deid_speed.py)
 )
 _log = structlog.get_logger(__name__)
 

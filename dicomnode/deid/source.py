@@ -23,10 +23,12 @@ from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
+from dicomnode.deid.quiet import silenced
 from dicomnode.errors import QuarantineError
 
 # PS3.5 table 7.1: (7FE0,0008) Float, (7FE0,0009) Double Float, (7FE0,0010) Pixel Data.
 PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_IDENTITY_KEYWORDS = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
 _UNDEFINED = 0xFFFFFFFF
 _ITEM = 0xFFFEE000
 _SEQUENCE_DELIMITER = 0xFFFEE0DD
@@ -74,6 +76,33 @@ class Source:
     def native_length(self) -> int:
         """Bytes that the pixel data must have when not compressed, without the padding byte (PS3.5 8.1.1)."""
         return int(get_expected_length(self.ds))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Identity:
+    """Whose object it is, for the vault. Identified; has no ``repr``."""
+
+    issuer: str
+    patient_id: str
+
+
+def identify(path: Path, default_issuer: str = "") -> Identity:
+    """Issuer and id of the patient; without an id each study is a patient of its own, so that no two are mixed.
+
+    Raises
+    ------
+    QuarantineError
+        ``not-dicom`` or ``truncated``; ``missing-uid`` where there is neither a patient id nor a study UID.
+    """
+    with silenced():
+        source = open_source(path)
+        source.stream.close()
+        values = {name: str(source.ds.get(name) or "").strip() for name in _IDENTITY_KEYWORDS}
+    if values["PatientID"]:
+        return Identity(values["IssuerOfPatientID"] or default_issuer, values["PatientID"])
+    if values["StudyInstanceUID"]:
+        return Identity("study", values["StudyInstanceUID"])
+    raise QuarantineError("missing-uid", "StudyInstanceUID is missing or empty", advice="correct it at the sender")
 
 
 def open_source(path: Path) -> Source:
@@ -150,12 +179,10 @@ def _inflated(stream: BinaryIO) -> BinaryIO:
 
 def _last_value_is_short(ds: FileDataset) -> bool:
     """pydicom returns what there is when the file ends inside a value: compare with the length that was declared."""
-    for tag in sorted(ds.keys(), reverse=True):
-        raw = ds.get_item(tag)
-        if isinstance(raw, RawDataElement):
-            return raw.length != _UNDEFINED and raw.value is not None and len(raw.value) < raw.length
+    raw: object = ds.get_item(max(ds.keys())) if len(ds) else None
+    if not isinstance(raw, RawDataElement) or raw.length == _UNDEFINED:
         return False
-    return False
+    return raw.value is not None and len(raw.value) < raw.length
 
 
 def _pixel_span(stream: BinaryIO, size: int, *, implicit: bool, little: bool) -> PixelSpan | None:

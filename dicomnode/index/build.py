@@ -109,7 +109,7 @@ def build(store: VectorStore, resident: Resident, target_recall: float) -> Outco
                 work.mkdir()
                 return _build(store, resident, target_recall, held, work)
         except ChildDied as fault:
-            log.warning("snapshot_build_failed", line=fault.line)
+            log.warning("snapshot_build_failed", line=str(fault))
             return Outcome(None, f"no snapshot: {fault}; searching exactly")
         finally:
             shutil.rmtree(work, ignore_errors=True)

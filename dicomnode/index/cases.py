@@ -17,7 +17,18 @@ import structlog
 from sqlalchemy import select
 
 from dicomnode.archive.schema import findings, studies
-from dicomnode.domain import Answer, Case, Finding, FindingStatus, Match, ModelId, Pseudonym, PseudoUid, Verdict
+from dicomnode.domain import (
+    MIN_PATIENTS_FOR_P,
+    Answer,
+    Case,
+    Finding,
+    FindingStatus,
+    Match,
+    ModelId,
+    Pseudonym,
+    PseudoUid,
+    Verdict,
+)
 from dicomnode.errors import InputError, ModelMismatch
 from dicomnode.index import ranking
 from dicomnode.index.ranking import RANKED_PATIENTS, Probe, Ranked
@@ -76,6 +87,12 @@ class CaseRetriever:
         self._searcher = searcher
         self._store = searcher.store
         self._references = References(searcher)
+
+    def warm(self, slices: int) -> None:
+        """Compute the reference of the verdict for queries of ``slices`` slices, unless it is there."""
+        now = self._searcher.refresh()
+        if len(now.patients_in(now.open_rows())) >= MIN_PATIENTS_FOR_P:
+            self._references.reference(now, slices)
 
     def retrieve(
         self,

@@ -24,7 +24,7 @@ from dicomnode.index.snapshot import Manifest
 from dicomnode.index.vectors import VectorStore
 from dicomnode.index.verdict import remove_cache
 
-WORTH_A_SNAPSHOT = 20_000  # vectors; below, exact search of a 32-slice query takes 15 ms or less (docs/index.md)
+WORTH_A_SNAPSHOT = 50_000  # vectors; below, exact search of a study is as fast (measured: docs/index.md)
 TAIL_SHARE = 0.25  # of the snapshot: a longer tail is worth building again
 
 
@@ -166,6 +166,10 @@ class VectorIndex:
         if not self.snapshot_due():
             return ""
         return build.build(self.store, self.searcher.refresh(), self.target_recall).line
+
+    def warm(self, slices: int) -> None:
+        """Compute what the next verdict on a query of ``slices`` slices needs, so that no query waits for it."""
+        self.retriever.warm(slices)
 
     def _manifest(self) -> Manifest | None:
         for name in snapshot.names(self.store.snapshot_folder):

@@ -103,7 +103,7 @@ class Resident:
     @cached_property
     def study_count(self) -> NDArray[np.int64]:
         """Rows of each study number, int64."""
-        return np.bincount(self.study, minlength=len(self.names.studies))
+        return np.bincount(self.study)  # names may already know newer studies; those here are numbered without gaps
 
     @cached_property
     def study_start(self) -> NDArray[np.int64]:

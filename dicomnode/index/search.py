@@ -213,14 +213,14 @@ class Searcher:
                 rows = ask(self._child, queries, min(WIDE_K, held.manifest.n))
             except ChildDied as fault:
                 log.warning(
-                    "mrpt_process_failed", line=fault.line, seconds=round(time.monotonic() - started, 3), now="exact"
+                    "mrpt_process_failed", line=str(fault), seconds=round(time.monotonic() - started, 3), now="exact"
                 )
                 self._drop_child()
                 if self._starts >= MAX_STARTS:
                     self._starts = MAX_STARTS + 1
                 return None
             if rows.min(initial=0) < -1 or rows.max(initial=0) >= held.manifest.n:
-                log.warning("mrpt_process_failed", error="rows out of range", now="exact")
+                log.warning("mrpt_process_failed", line="the MRPT process named rows that do not exist", now="exact")
                 self._drop_child()
                 self._starts = MAX_STARTS + 1
                 return None

@@ -174,7 +174,7 @@ def newest(folder: Path, model_id: ModelId, dim: int) -> Snapshot | None:
         try:
             return open_checked(folder / name, model_id, dim)
         except IndexCorrupt as fault:
-            log.warning("snapshot_refused", snapshot=name, line=fault.line)
+            log.warning("snapshot_refused", snapshot=name, line=str(fault))
     return None
 
 

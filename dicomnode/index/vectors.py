@@ -140,7 +140,7 @@ class VectorStore:
             try:
                 self._merge_small()
             except (IndexCorrupt, StorageFull) as fault:  # what was added is safe; 'index verify' names the fault too
-                log.warning("segments_not_merged", line=fault.line)
+                log.warning("segments_not_merged", line=str(fault))
         log.info("vectors_added", vectors=len(fresh))
         return len(fresh)
 

@@ -88,6 +88,12 @@ def prepare_dicom(path: Path, frame: int = 0) -> Prepared:
     UnusableImage
         Reasons: not-dicom, truncated, no-pixels, undecodable, too-large, no-rescale, not-finite, constant, no-frame.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom quotes odd values in its warnings; they are judged here
+        return _prepare(path, frame)
+
+
+def _prepare(path: Path, frame: int) -> Prepared:
     ds = read_header(path)
     try:
         head = frame_header(ds, frame)
@@ -158,9 +164,7 @@ def read_header(path: Path) -> Dataset:
         Reasons: not-dicom, truncated.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd values are judged below, not printed (they may name a patient)
-            return dcmread(path, stop_before_pixels=True)
+        return dcmread(path, stop_before_pixels=True)
     except InvalidDicomError as e:
         raise UnusableImage("not-dicom", "the file is not a DICOM file") from e
     except READ_ERRORS as e:
@@ -180,9 +184,7 @@ def decode(path: Path, ds: Dataset, head: FrameHeader, frame: int) -> npt.NDArra
     if head.rows * head.columns > MAX_PIXELS:
         raise UnusableImage("too-large", "the frame has more than 100 million pixels")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return pixel_array(path, index=frame)
+        return pixel_array(path, index=frame)
     except AttributeError as e:
         raise UnusableImage("no-pixels", "the object holds no pixel data, or lacks what describes it") from e
     except Exception as e:  # five decoders, each with its own errors; the class name tells which

@@ -146,7 +146,9 @@ def _nothing(passed: Sequence[Passed]) -> StudyChoice:
 def _passed_over(stack: _Stack, best: Tier) -> tuple[str, str]:
     reason, what = _WHY[stack.tier]
     if stack.tier != best:
-        return reason, f"{what.split(', as')[0]} are passed over, as the study has {_WHY[best][1].split(', as')[0]}"
+        return reason.removesuffix(
+            "-only"
+        ), f"{what.split(', as')[0]} are passed over, as the study has {_WHY[best][1].split(', as')[0]}"
     return "enough-series", "two better series of the same kind were chosen"
 
 

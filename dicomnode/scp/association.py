@@ -12,6 +12,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+from pydicom.uid import UID
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
@@ -19,6 +20,8 @@ from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
+from pynetdicom.service_class import ServiceClass, StorageServiceClass
+from pynetdicom.sop_class import uid_to_service_class
 
 from dicomnode.errors import DicomnodeError, InputError
 from dicomnode.scp.incoming import Incoming
@@ -31,6 +34,11 @@ if TYPE_CHECKING:
     from dicomnode.scp.server import ReceiverServer
 
 _PREAMBLE = b"\0" * 128 + b"DICM"  # PS3.10 7.1
+
+
+def is_storage(sop_class: UID) -> bool:
+    """Whether a SOP class is stored by C-STORE, as far as one can know: private and unknown ones are taken to be."""
+    return uid_to_service_class(sop_class) in (StorageServiceClass, ServiceClass)
 
 
 class NotAuthorised(DicomnodeError):
@@ -158,7 +166,13 @@ class SpoolingAssociation(Association):
 
     def _serve_request(self, msg: DimseServiceType, context_id: int) -> None:
         self._serving = True
-        super()._serve_request(msg, context_id)
+        context = self._accepted_cx.get(context_id)
+        if isinstance(msg, C_STORE) and msg.is_valid_request and context is not None and not self._sent_release:
+            self._is_paused = True  # pynetdicom finds a service only for the SOP classes it knows
+            StorageServiceClass(self).SCP(msg, context)
+            self._is_paused = False
+        else:
+            super()._serve_request(msg, context_id)
         self.dul._idle_timer.restart()  # time spent in our handler is not the peer's silence
         cast(SpoolingDimse, self.dimse).last_active = time.monotonic()
         self._serving = False

@@ -21,6 +21,7 @@ import structlog
 from dicomnode.config import Dicom
 from dicomnode.errors import SettingsError
 from dicomnode.scp.access import Access
+from dicomnode.scp.counts import Counts, Uncounted
 from dicomnode.scp.server import ReceiverServer, ServerOptions, Service, tls_context
 from dicomnode.scp.spool import RESERVE_BYTES, Spool
 from dicomnode.scp.supervisor import watch_parent
@@ -74,7 +75,7 @@ class ReceiverOptions:
         except (ValueError, KeyError, TypeError) as exc:
             raise SettingsError("the receiver's options cannot be read", place="--options") from exc
 
-    def server(self, services: Sequence[Service] = ()) -> ServerOptions:
+    def server(self, services: Sequence[Service] = (), counts: Counts | None = None) -> ServerOptions:
         """What the server needs; this process's share of the associations is rounded up."""
         tls = self.dicom.tls
         context = None
@@ -86,6 +87,7 @@ class ReceiverOptions:
             own_uids=frozenset(self.own_uids),
             tls=context,
             services=tuple(services),
+            counts=counts or Uncounted(),
         )
 
 
@@ -95,6 +97,7 @@ def receive(
     stop: threading.Event,
     *,
     services: Sequence[Service] = (),
+    counts: Counts | None = None,
     ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve ``listener`` until ``stop`` is set; then finish what is being received, within the grace.
@@ -105,6 +108,8 @@ def receive(
         Bound and listening; closed at the end, in this process only.
     services : sequence of Service
         Services beside C-ECHO and C-STORE.
+    counts : Counts, optional
+        Where what is received is counted.
     ready : callable, optional
         Called once when associations are served.
 
@@ -119,7 +124,7 @@ def receive(
     listener.setblocking(False)
     spool = Spool.open(options.identified, reserve=options.reserve)
     try:
-        server = ReceiverServer(listener, spool, options.server(services))
+        server = ReceiverServer(listener, spool, options.server(services, counts))
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": POLL_S}, daemon=True)
         serving.start()
         log.info("receiver_ready", receiver=options.name)

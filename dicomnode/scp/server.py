@@ -19,7 +19,6 @@ from typing import Any, cast
 import structlog
 from pydicom.uid import UID, AllTransferSyntaxes
 from pynetdicom import AE, evt
-from pynetdicom import _config as pynetdicom_config
 from pynetdicom.events import Event, EventHandlerType
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
@@ -28,7 +27,8 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from dicomnode.errors import Busy, SettingsError
 from dicomnode.scp.access import Access
-from dicomnode.scp.association import SpoolingAssociation
+from dicomnode.scp.association import SpoolingAssociation, is_storage
+from dicomnode.scp.counts import Counts, Uncounted
 from dicomnode.scp.echo import handle_echo
 from dicomnode.scp.spool import Spool
 from dicomnode.scp.status import (
@@ -51,6 +51,11 @@ UNASKED_MAX = 200  # connections that have not asked for an association yet; eac
 STOP_IDLE_S = 2.0  # at the end, an association without traffic for this long is between two jobs
 YIELD_S = 0.002  # a busy receiver lets an idle one accept first; far below what a sender notices
 
+_REASONS = {
+    CALLED_AE_TITLE_NOT_RECOGNISED: "called-ae",
+    CALLING_AE_TITLE_NOT_RECOGNISED: "calling-ae",
+    LOCAL_LIMIT_EXCEEDED: "limit",
+}
 _KNOWN_TRANSFER_SYNTAXES = frozenset(AllTransferSyntaxes)
 Handler = EventHandlerType
 
@@ -75,6 +80,7 @@ class ServerOptions:
     idle_s: float = IDLE_S
     max_pdu: int = MAX_PDU
     services: tuple[Service, ...] = field(default=())
+    counts: Counts = field(default_factory=Uncounted)
 
 
 def bind_listener(host: str, port: int) -> socket.socket:
@@ -162,8 +168,6 @@ class ReceiverServer(ThreadedAssociationServer):
         for service in options.services:
             contexts.extend(service.contexts)
             handlers.extend(service.handlers)
-        # All storage classes, standard, retired or private, known to pynetdicom or not.
-        pynetdicom_config.UNRESTRICTED_STORAGE_SERVICE = True
         super().__init__(
             ae, listener.getsockname(), ae.ae_title, contexts, options.tls, handlers, request_handler=_RequestHandler
         )
@@ -228,6 +232,7 @@ class ReceiverServer(ThreadedAssociationServer):
             try:
                 request = self.options.tls.wrap_socket(request, server_side=True)
             except OSError as exc:  # SSLError and TimeoutError too
+                self.options.counts.rejected_association("tls")
                 log.warning("tls_handshake_failed", error=type(exc).__name__)
                 request.close()
                 return
@@ -268,8 +273,7 @@ def _admit(event: Event, server: ReceiverServer) -> None:
         assoc.request_arrived()
         rejection = _rejection(server, assoc)
         if rejection is None:
-            for context in cast(A_ASSOCIATE, assoc.requestor.primitive).presentation_context_definition_list:
-                context.transfer_syntax = _known_first(context.transfer_syntax)
+            _support_what_is_asked(server, assoc)
             return
     except Exception as exc:  # noqa: BLE001 - pynetdicom would go on and accept: a request we cannot judge is aborted
         log.error("association_request_failed", error=type(exc).__name__)  # noqa: TRY400 - may quote the request
@@ -296,6 +300,29 @@ def _rejection(server: ReceiverServer, assoc: SpoolingAssociation) -> Rejection 
     if not server.enter(assoc):
         return LOCAL_LIMIT_EXCEEDED
     return None
+
+
+def _support_what_is_asked(server: ReceiverServer, assoc: SpoolingAssociation) -> None:
+    """Support every storage class the peer proposes: standard, retired or private, in any transfer syntax.
+
+    As pynetdicom's UNRESTRICTED_STORAGE_SERVICE, which is a switch for the whole process.
+    """
+    served = {context.abstract_syntax for context in server.contexts}
+    wanted: dict[UID, list[str | bytes | UID]] = {}
+    for context in cast(A_ASSOCIATE, assoc.requestor.primitive).presentation_context_definition_list:
+        context.transfer_syntax = _known_first(context.transfer_syntax)
+        sop_class = cast(UID, context.abstract_syntax)
+        if sop_class not in served and is_storage(sop_class):
+            wanted.setdefault(sop_class, []).extend(context.transfer_syntax)
+    supported = assoc.acceptor.supported_contexts
+    assoc.acceptor.supported_contexts = supported + [_context(uid, syntaxes) for uid, syntaxes in wanted.items()]
+
+
+def _context(sop_class: UID, syntaxes: list[str | bytes | UID]) -> PresentationContext:
+    context = PresentationContext()
+    context.abstract_syntax = sop_class
+    context.transfer_syntax = list(dict.fromkeys(syntaxes))
+    return context
 
 
 def _known_first(proposed: Sequence[UID]) -> list[str | bytes | UID]:

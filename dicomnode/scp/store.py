@@ -23,6 +23,8 @@ from dicomnode.scp.status import PROCESSING_FAILURE, SUCCESS
 
 log = structlog.get_logger(__name__)
 
+_OUTCOMES = {StoredKind.NEW: "stored", StoredKind.DUPLICATE: "duplicate", StoredKind.VERSION: "version"}
+
 
 def handle_store(event: Event, own_uids: Collection[str]) -> int:
     """Store one instance and return the status of the C-STORE response.
@@ -37,14 +39,17 @@ def handle_store(event: Event, own_uids: Collection[str]) -> int:
     assoc = cast(SpoolingAssociation, event.assoc)
     request = cast(C_STORE, event.request)
     incoming = cast(SpoolingDimse, assoc.dimse).take(request)
+    counts = assoc.server.options.counts
     try:
         stored = _store(assoc, request, str(event.context.transfer_syntax), incoming, own_uids)
     except DicomnodeError as exc:
         incoming.abandon()
+        counts.received("refused")
         log.warning("store_refused", code=exc.code, status=f"{exc.dimse_status:04X}", bytes=incoming.size)
         return exc.dimse_status
     except Exception as exc:  # noqa: BLE001 - whatever it is, the sender must hear that the object was not kept
         incoming.abandon()
+        counts.received("failed")
         log.error("store_failed", error=type(exc).__name__)  # noqa: TRY400 - a traceback may quote the data set
         return PROCESSING_FAILURE
     assoc.server.count_stored()

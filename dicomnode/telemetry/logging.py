@@ -76,6 +76,7 @@ KEYS: dict[str, Key] = {
     "attempts": Key(_N, "tries so far"),
     "resends": Key(_N, "times a result was sent again on request"),
     "port": Key(_N, "TCP port the node listens on"),
+    "web_port": Key(_N, "TCP port of the web side"),
     "pid": Key(_N, "process of the node"),
     "slot": Key(_N, "number of a receiver or worker process"),
     "orphan_files": Key(_N, "files without a row found by the sweep"),

@@ -26,7 +26,8 @@ log = structlog.get_logger(__name__)
 WORKFLOW_VERSION = "1"  # raise it when the order or meaning of steps changes; running jobs then start afresh
 STEP_ATTEMPTS = 6  # 1 + 2 + 4 + 8 + 16 s: longer than a locked database or a brief full disk
 FIRST_RETRY_S = 1.0
-_IDLE_POLL_S = 3600.0  # notifications, schedules and queues of DBOS are not used
+_UNUSED_POLL_S = 3600.0  # schedules and queues of DBOS are not used
+_LISTEN_S = 2.0  # nor are its notifications, but a stop waits for that thread's round
 OK, QUARANTINED = "ok", "quarantined"
 
 
@@ -62,14 +63,20 @@ class DurableWorker:
             "serializer": DBOSPortableJSONSerializer(),
             "log_level": "ERROR",
             "enable_otlp": False,
-            "notification_listener_polling_interval_sec": _IDLE_POLL_S,
-            "scheduler_polling_interval_sec": _IDLE_POLL_S,
-            "kafka_queue_polling_interval_sec": _IDLE_POLL_S,
+            "notification_listener_polling_interval_sec": _LISTEN_S,
+            "scheduler_polling_interval_sec": _UNUSED_POLL_S,
+            "kafka_queue_polling_interval_sec": _UNUSED_POLL_S,
         }
         DBOS(config=config)
         steps = [self._durable_step(name, step) for name, step in STEPS]
-        give_up = DBOS.step(name="give_up")(self._give_up)
-        finish = DBOS.step(name="finish", retries_allowed=True, max_attempts=STEP_ATTEMPTS)(self._finish)
+
+        @DBOS.step(name="give_up")  # DBOS decorates functions only, not bound methods
+        def give_up(job_id: int, step: str, kind: str) -> str:
+            return self._give_up(job_id, step, kind)
+
+        @DBOS.step(name="finish", retries_allowed=True, max_attempts=STEP_ATTEMPTS)
+        def finish(job_id: int) -> str:
+            return self._finish(job_id)
 
         def process_study(job_id: int) -> str:
             with self._lock:
@@ -79,10 +86,10 @@ class DurableWorker:
                     try:
                         outcome = step(job_id)
                     except Exception as exc:  # noqa: BLE001 - whatever it is, the job must end up where people see it
-                        return str(give_up(job_id, name, type(exc).__name__))
+                        return give_up(job_id, name, type(exc).__name__)
                     if outcome != OK:
                         return outcome
-                return str(finish(job_id))
+                return finish(job_id)
             finally:
                 with self._lock:
                     self._active.discard(job_id)

@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
 SYSTEMS = frozenset({"SCT", "I10C", "I10", "I9C"})
+PRIVATE_SCHEME = "99"  # PS3.3 8.2: designators of private schemes begin so
 FINDING_COLUMNS = ("study", "system", "code", "display")
 
 
@@ -117,10 +118,9 @@ def read_findings(path: Path) -> dict[str, list[Finding]]:
     found: dict[str, list[Finding]] = {}
     for number, row in enumerate(csv_rows(path, FINDING_COLUMNS), start=2):
         system = row["system"].strip()
-        if system not in SYSTEMS:
-            raise InputError(
-                f"unknown system {system!r}; known are {', '.join(sorted(SYSTEMS))}", place=f"{path}:{number}"
-            )
+        if system not in SYSTEMS and not system.startswith(PRIVATE_SCHEME):
+            known = ", ".join(sorted(SYSTEMS))
+            raise InputError(f"unknown system {system!r}; known are {known} and 99...", place=f"{path}:{number}")
         if not row["code"].strip() or not row["display"].strip():
             raise InputError("code and display are needed", place=f"{path}:{number}")
         finding = Finding(system, row["code"].strip(), row["display"].strip(), "findings file")

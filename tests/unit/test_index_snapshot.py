@@ -127,7 +127,7 @@ def test_a_segfault_of_the_child_is_one_line_in_the_log_and_the_answer_is_exact(
     os.kill(child_pid(index), signal.SIGSEGV)
     with capture_logs() as logs:
         assert answers_like_exact_search(index, least=1.0)
-    assert [(e["event"], "SIGSEGV" in e["error"]) for e in logs if e["log_level"] == "warning"] == [
+    assert [(e["event"], "SIGSEGV" in e["line"]) for e in logs if e["log_level"] == "warning"] == [
         ("mrpt_process_failed", True)
     ]
     assert answers_like_exact_search(index, least=0.95)
@@ -169,8 +169,8 @@ def test_a_damaged_snapshot_is_refused_before_it_is_loaded(index: VectorIndex, n
         assert answers_like_exact_search(index, least=1.0)
     refused = [entry for entry in logs if entry["event"] == "snapshot_refused"]
     assert len(refused) == 1
-    assert name in refused[0]["error"]
-    assert "index rebuild" in refused[0]["error"]
+    assert name in refused[0]["line"]
+    assert "index rebuild" in refused[0]["line"]
     assert index.searcher._child is None
     assert any(name in line for line in index.verify())
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from index_samples import DIM, Clusters, catalogue, exclude, fill, open_index, slices, unit
+from structlog.testing import capture_logs
 
 from dicomnode.domain import Pseudonym, PseudoUid, Verdict, VerdictKind
 from dicomnode.index import verdict
@@ -148,3 +149,14 @@ def test_a_large_repository_is_sampled(tmp_path: Path, monkeypatch: pytest.Monke
     index.remove_study(PseudoUid("2.25.1000"))
     again = index.retriever._references.reference(index.searcher.refresh(), 4).patients
     assert len(set(chosen) & set(again)) >= 24
+
+
+def test_what_was_warmed_is_not_computed_while_a_query_waits(tmp_path: Path) -> None:
+    index = open_index(tmp_path)
+    index.warm(4)
+    assert not (index.store.folder / verdict.CACHE).exists()
+    fill(index, Clusters.make(), 30)
+    index.warm(4)
+    with capture_logs() as logs:
+        ask(index, outlier())
+    assert "reference_computed" not in [entry["event"] for entry in logs]

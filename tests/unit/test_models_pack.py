@@ -1,0 +1,248 @@
+"""A pack is loaded only when every file agrees; embedding is deterministic and of unit length."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dicomnode.errors import InputError, PackError
+from dicomnode.models import manifest as manifests
+from dicomnode.models.embedder import Embedder, choose_device
+from dicomnode.models.manifest import CARD, GOLDEN, MANIFEST, WEIGHTS, find_pack, list_packs, model_id_of, sha256_of
+from dicomnode.models.networks import CENetConfig, EmbeddingNet, XceptionConfig
+from dicomnode.models.pack import Pack, synthetic_images, write_pack
+
+CENET = CENetConfig("resnet34", 0.125)
+XCEPTION = XceptionConfig(68, (16,), 1, (16,), 1, 0, (24,))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pack with seeded, untrained weights."""
+    folder = tmp_path_factory.mktemp("packs") / "small"
+    torch.manual_seed(0)
+    network = EmbeddingNet(CENET, XCEPTION, 224, 16).eval()
+    with torch.inference_mode():
+        full = network.full(torch.from_numpy(synthetic_images(24)).float().div(255))
+    network.compaction.fit(full.clone())
+    write_pack(
+        folder,
+        network,
+        name="small",
+        status="test",
+        card="# card {model_id}\n",
+        about={"licence": "none"},
+        architecture={"cenet": CENET.as_json(), "xception": XCEPTION.as_json()},
+        compaction={"kind": "pca", "dim": 16},
+    )
+    return folder
+
+
+@pytest.fixture
+def pack(built: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(built, tmp_path / "small"))
+
+
+def resign(folder: Path, change: Callable[[dict], None] = lambda raw: None) -> None:
+    """Make hashes and model_id agree again after a change, as a careful forger would."""
+    raw = json.loads((folder / MANIFEST).read_text())
+    raw["files"] = {n: sha256_of(folder / n) for n in raw["files"]}
+    raw["identity"]["weights_sha256"] = raw["files"][WEIGHTS]
+    change(raw)
+    raw["model_id"] = model_id_of(raw["identity"])
+    (folder / MANIFEST).write_text(json.dumps(raw))
+
+
+def images(n: int) -> np.ndarray:
+    return synthetic_images(n).astype(np.float32) / 255
+
+
+def test_a_written_pack_loads_and_names_itself(built: Path) -> None:
+    loaded = Pack.load(built)
+    assert loaded.manifest.model_id.startswith("sha256:")
+    assert loaded.manifest.model_id in (built / CARD).read_text()
+    assert loaded.manifest.dim == 16
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, GOLDEN, CARD])
+def test_one_flipped_byte_in_any_file_is_found(pack: Path, name: str) -> None:
+    data = bytearray((pack / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (pack / name).write_bytes(data)
+    with pytest.raises(PackError, match="checksum") as caught:
+        Pack.load(pack)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, GOLDEN, CARD, MANIFEST])
+def test_a_missing_file_is_named(pack: Path, name: str) -> None:
+    (pack / name).unlink()
+    with pytest.raises(PackError, match=name):
+        Pack.load(pack)
+
+
+def test_truncated_weights_are_refused_even_with_a_fitting_checksum(pack: Path) -> None:
+    (pack / WEIGHTS).write_bytes((pack / WEIGHTS).read_bytes()[:-1000])
+    resign(pack)
+    with pytest.raises(PackError, match="safetensors"):
+        Pack.load(pack)
+
+
+def test_other_weights_fail_the_golden_vectors(pack: Path) -> None:
+    tensors = load_file(pack / WEIGHTS)
+    tensors["compaction.components"] = tensors["compaction.components"].flip(0).contiguous()
+    save_file(tensors, pack / WEIGHTS)
+    resign(pack)
+    with pytest.raises(PackError, match="golden"):
+        Pack.load(pack)
+
+
+def test_nan_weights_fail_the_golden_vectors(pack: Path) -> None:
+    tensors = load_file(pack / WEIGHTS)
+    tensors["compaction.mean"][0] = float("nan")
+    save_file(tensors, pack / WEIGHTS)
+    resign(pack)
+    with pytest.raises(PackError, match="golden"):
+        Pack.load(pack)
+
+
+def test_a_tensor_too_few_does_not_fit_the_architecture(pack: Path) -> None:
+    tensors = load_file(pack / WEIGHTS)
+    tensors.popitem()
+    save_file(tensors, pack / WEIGHTS)
+    resign(pack)
+    with pytest.raises(PackError, match="architecture"):
+        Pack.load(pack)
+
+
+def test_a_changed_identity_is_not_believed(pack: Path) -> None:
+    raw = json.loads((pack / MANIFEST).read_text())
+    raw["identity"]["metric"] = "euclidean"
+    (pack / MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(PackError, match="model_id"):
+        Pack.load(pack)
+
+
+def test_another_preprocessing_is_refused(pack: Path) -> None:
+    def change(raw: dict) -> None:
+        raw["identity"]["preprocessing"]["version"] = 99
+
+    resign(pack, change)
+    with pytest.raises(PackError, match="preprocessing"):
+        Pack.load(pack)
+
+
+def test_a_manifest_that_is_no_json_is_one_line(pack: Path) -> None:
+    (pack / MANIFEST).write_text("{")
+    with pytest.raises(PackError, match="damaged"):
+        Pack.load(pack)
+
+
+@pytest.mark.parametrize("key", manifests.IDENTITY_KEYS)
+def test_every_part_of_the_identity_changes_the_model_id(built: Path, key: str) -> None:
+    identity = json.loads((built / MANIFEST).read_text())["identity"]
+    assert model_id_of({**identity, key: "other"}) != model_id_of(identity)
+
+
+def test_packs_are_found_by_name_and_by_folder(built: Path) -> None:
+    assert find_pack("small", [built.parent]) == built
+    assert find_pack(str(built), []) == built
+    with pytest.raises(PackError, match=r"nobody.*small"):
+        find_pack("nobody", [built.parent])
+    assert [m.name for _, m in list_packs([built.parent])] == ["small"]
+
+
+@pytest.fixture(scope="module")
+def embedder(built: Path) -> Embedder:
+    return Embedder.load(built, "cpu")
+
+
+def test_vectors_have_length_one(embedder: Embedder) -> None:
+    vectors = embedder.embed(images(5))
+    assert vectors.shape == (5, 16)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_no_slices_give_no_vectors(embedder: Embedder) -> None:
+    assert embedder.embed(np.empty((0, 224, 224), dtype=np.float32)).shape == (0, 16)
+
+
+def test_a_vector_does_not_depend_on_its_batch(embedder: Embedder) -> None:
+    x = images(11)
+    together = embedder.embed(x)
+    alone = np.concatenate([embedder.embed(x[i : i + 1]) for i in range(len(x))])
+    assert (together * alone).sum(1).min() >= 0.9999
+
+
+def test_a_mirrored_slice_gives_a_mirrored_grid(embedder: Embedder) -> None:
+    x = images(1)
+    grid, mirrored = embedder.grid(x), embedder.grid(x[:, :, ::-1].copy())
+    assert grid.shape == (1, 136, 7, 7)
+    np.testing.assert_allclose(mirrored, grid[..., ::-1], atol=1e-4)
+
+
+def test_both_halves_of_the_full_embedding_weigh_the_same(embedder: Embedder) -> None:
+    full = embedder.full(images(3))
+    half = full.shape[1] // 2
+    np.testing.assert_allclose(np.linalg.norm(full[:, :half], axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(full[:, half:], axis=1), 1, atol=1e-5)
+
+
+def test_other_shapes_and_nan_are_refused(embedder: Embedder) -> None:
+    with pytest.raises(InputError, match="224"):
+        embedder.embed(np.zeros((1, 100, 224), dtype=np.float32))
+    bad = images(1)
+    bad[0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="finite"):
+        embedder.embed(bad)
+
+
+def test_a_device_that_is_not_there_is_one_line(built: Path) -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(PackError, match="no CUDA device"):
+            Embedder.load(built, "cuda")
+        assert choose_device("auto") == "cpu"
+    with pytest.raises(PackError, match="unknown device"):
+        Embedder.load(built, "tpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_gives_the_same_vectors(built: Path, embedder: Embedder) -> None:
+    x = images(9)
+    assert (Embedder.load(built, "cuda").embed(x) * embedder.embed(x)).sum(1).min() >= 0.999
+
+
+def test_golden_inputs_are_generated_not_patients(built: Path) -> None:
+    stored = load_file(built / GOLDEN)["images"].numpy()
+    np.testing.assert_array_equal(stored, synthetic_images())
+
+
+SHIPPED = manifests.PACK_FOLDERS[0] / "cenet-xception"
+
+
+def test_the_shipped_pack_loads_and_is_small() -> None:
+    loaded = Pack.load(SHIPPED)
+    assert loaded.manifest.dim == 256
+    assert sum(f.stat().st_size for f in SHIPPED.iterdir()) <= 25_000_000
+
+
+def test_the_shipped_card_says_what_it_must() -> None:
+    card = (SHIPPED / CARD).read_text()
+    for phrase in ("Not for diagnosis", "Not the published width", "CC BY-NC-SA", "lungs masked out", "seed"):
+        assert phrase in card
+    assert Pack.load(SHIPPED).manifest.model_id in card
+
+
+def test_the_documentation_shows_the_shipped_card() -> None:
+    docs = SHIPPED.parents[2] / "docs" / "model-cards" / "cenet-xception.md"
+    assert docs.read_text() == (SHIPPED / CARD).read_text()
