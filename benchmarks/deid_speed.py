@@ -41,7 +41,7 @@ def generated_ct(path: Path, number: int) -> Path:
     ds.SOPClassUID, ds.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", generate_uid()
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = generate_uid(), generate_uid(), generate_uid()
     ds.ImageType, ds.Modality, ds.Manufacturer = ["ORIGINAL", "PRIMARY", "AXIAL"], "CT", "GE MEDICAL SYSTEMS"
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Benchmark^Patient", f"B{number:07d}", "19500101"
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Kowalski^Anna", f"B{number:07d}", "19500101"
     ds.PatientSex, ds.PatientAge, ds.AccessionNumber, ds.StudyID = "F", "070Y", f"ACC{number:07d}", "1234"
     ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = "20200229"
     ds.StudyTime = ds.SeriesTime = ds.AcquisitionTime = ds.ContentTime = "101112"

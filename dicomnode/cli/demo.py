@@ -16,12 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pydicom
 from PIL import Image
 from rich.console import Console
 
+from dicomnode.deid.iod import is_image
 from dicomnode.report.tree import sr_tree
 from dicomnode.testing import Pacs, RunningNode, Workstation, sample_repository, sample_study, write_study
 
@@ -90,17 +92,20 @@ def add(node: RunningNode, *arguments: str | Path) -> None:
 
 
 def shipped_images(target: Path) -> Path:
-    """CT and MR files of the installed test packages, copied into one folder."""
-    from pydicom.data import get_testdata_files
-
+    """CT and MR images of the installed packages pydicom and pydicom-data, copied into one folder."""
     target.mkdir(parents=True)
-    for name in get_testdata_files("*.dcm"):
+    folders = [Path(pydicom.__file__).parent / "data" / "test_files"]
+    if find_spec("data_store") is not None:
+        import data_store
+
+        folders.append(Path(data_store.__file__).parent / "data")
+    for path in sorted(p for folder in folders for p in folder.rglob("*.dcm")):
         try:
-            ds = pydicom.dcmread(name, specific_tags=["Modality", "SOPClassUID"], stop_before_pixels=True)
-        except (pydicom.errors.InvalidDicomError, OSError, ValueError):
+            ds = pydicom.dcmread(path, specific_tags=["Modality", "SOPClassUID"], stop_before_pixels=True)
+        except (pydicom.errors.InvalidDicomError, OSError, ValueError, AttributeError):
             continue
-        if ds.get("Modality") in ("CT", "MR") and "Image Storage" in pydicom.uid.UID(ds.get("SOPClassUID", "")).name:
-            shutil.copy(name, target)
+        if ds.get("Modality") in ("CT", "MR") and is_image(str(ds.get("SOPClassUID", ""))):
+            shutil.copy(path, target / f"{path.parent.name}-{path.name}")
     return target
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -289,7 +290,7 @@ def _vocabulary() -> frozenset[str]:
 def _is_clean(text: str) -> bool:
     """Only allowed words, and numbers of at most three digits before the point that carry or precede a unit."""
     words = text.casefold().split()
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
         number = _CLEANED_NUMBER.fullmatch(word)
         unit = (number[2] or following) if number else ""
         if word not in _vocabulary() and not (unit and unit in _vocabulary()) and text not in _NOTHING:

@@ -24,6 +24,7 @@ DATE_VRS = frozenset({"DA", "DT"})
 BYTE_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
 MIN_WORD = 4  # shorter words occur by chance
 MIN_SUBSTRING = 6  # from here on a needle inside a longer word counts too
+MIN_RAW_DIGITS = 12  # the raw header holds UIDs of 39 digits: six given digits occur in one of 3000 of them by chance
 BYTES_SEARCHED = 1 << 16  # of a binary value: lookup tables beyond it hold no text
 
 # Attributes whose values number a person, a visit or an order, by the Standard's own naming.
@@ -122,7 +123,8 @@ class Needles:
         """The longer needles as they would stand in the bytes of a file, ASCII in lower case."""
         out = {uid.encode("ascii", "ignore") for uid in self.uids if len(uid) > MIN_SUBSTRING}
         for needle in self.words | self.texts:
-            if len(needle) < MIN_SUBSTRING and needle.isascii():
+            short = MIN_RAW_DIGITS if needle.isdecimal() else MIN_SUBSTRING
+            if len(needle) < short and needle.isascii():
                 continue
             encodings = ("utf-8",) if needle.isascii() else ("utf-8", "latin-1", *_MULTIBYTE)
             for encoding in encodings:

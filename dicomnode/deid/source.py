@@ -19,7 +19,9 @@ from pydicom import dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileDataset
 from pydicom.errors import InvalidDicomError
+from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import _read_file_meta_info, read_preamble
+from pydicom.filewriter import write_file_meta_info
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
@@ -134,7 +136,7 @@ def _read(path: Path, stream: BinaryIO) -> Source:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise QuarantineError("truncated", "the header cannot be read to its end", advice="send it again") from None
-    cut_short = _last_value_is_short(ds)
+    cut_short = _ends_inside(ds, stream.tell())
     implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
     pixels = None if cut_short else _pixel_span(stream, size, implicit=implicit, little=little)
     return Source(path, ds, syntax, stream, size, pixels, cut_short)
@@ -170,19 +172,24 @@ def _inflated(stream: BinaryIO) -> BinaryIO:
         raise EOFError
     stream.close()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    head = DicomBytesIO()
+    write_file_meta_info(head, meta, enforce_standard=False)
     out = io.BytesIO()
-    FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128).save_as(out, enforce_file_format=True)
+    out.write(b"\0" * 128 + b"DICM" + head.getvalue())
     out.write(data)
     out.seek(0)
     return out
 
 
-def _last_value_is_short(ds: FileDataset) -> bool:
-    """pydicom returns what there is when the file ends inside a value: compare with the length that was declared."""
+def _ends_inside(ds: FileDataset, position: int) -> bool:
+    """Whether the file ends inside an element: pydicom then returns what there is, without an error.
+
+    The last element has to end where reading stopped, be that the pixel data or the end of the file.
+    """
     raw: object = ds.get_item(max(ds.keys())) if len(ds) else None
     if not isinstance(raw, RawDataElement) or raw.length == _UNDEFINED:
         return False
-    return raw.value is not None and len(raw.value) < raw.length
+    return raw.value_tell + raw.length != position
 
 
 def _pixel_span(stream: BinaryIO, size: int, *, implicit: bool, little: bool) -> PixelSpan | None:

@@ -32,7 +32,7 @@ def units() -> frozenset[str]:
 def clean(text: str) -> str:
     """The allowed words of ``text`` in their order, joined by one space; empty where none is allowed."""
     tokens = _TOKEN.findall(text)
-    following = [*tokens[1:], ""]
+    following = (*tokens[1:], "")[: len(tokens)]
     kept: list[str] = []
     number_before = False
     for token, after in zip(tokens, following, strict=True):

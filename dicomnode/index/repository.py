@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select
 
-from dicomnode.archive.schema import instances, studies, vectors
+from dicomnode.archive.schema import instances, segments, studies, vectors
 from dicomnode.domain import ModelId, Pseudonym, PseudoUid, SliceRef
 from dicomnode.errors import IndexCorrupt
 from dicomnode.index import build, snapshot
@@ -109,7 +109,8 @@ class VectorIndex:
                 "patients": c.scalar(select(func.count(studies.c.patient_id.distinct()))),
                 "instances": c.scalar(select(func.count()).select_from(instances)),
             }
-            newer = select(func.count()).select_from(vectors).where(vectors.c.id > (held.last_id if held else -1))
+            newer = select(func.count()).select_from(vectors.join(segments))
+            newer = newer.where(segments.c.model_id == store.model_id, vectors.c.id > (held.last_id if held else -1))
             tail = int(c.scalar(newer) or 0)
         return {
             **counts,
@@ -118,6 +119,7 @@ class VectorIndex:
             "model_id": store.model_id,
             "backend": self.backend,
             "segments": len(store.segment_names()),
+            "other_models": store.other_models(),
             "excluded_patients": len(store.state().excluded),
             "snapshot": held.public() if held else None,
         }
@@ -138,6 +140,23 @@ class VectorIndex:
         ]
         return problems
 
+    def admit(self) -> None:
+        """Let this model's vectors in beside those of the model it takes over from."""
+        self.store.admit()
+
+    def discard_other_models(self) -> int:
+        """Remove what models before this one left; how many vectors there were."""
+        removed = self.store.discard_other_models()
+        remove_cache(self.store.folder)
+        return removed
+
+    def repair(self) -> list[PseudoUid]:
+        """Give up damaged segments; the studies to embed again. Their other vectors went too."""
+        lost = self.store.discard_damaged()
+        if lost:
+            remove_cache(self.store.folder)
+        return lost
+
     def rebuild(self) -> Rebuilt:
         """Give up what is damaged, sweep, merge, and build a snapshot where the backend uses one.
 
@@ -145,9 +164,7 @@ class VectorIndex:
         ------
         Busy, StorageFull
         """
-        lost = self.store.discard_damaged()
-        if lost:
-            remove_cache(self.store.folder)
+        lost = self.repair()
         swept, merged = self.store.sweep(), self.store.compact()
         if self.backend != "mrpt":
             return Rebuilt(tuple(lost), swept, merged, None, "backend exact: no snapshot is used")

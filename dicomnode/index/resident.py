@@ -18,8 +18,9 @@ from dicomnode.archive.schema import segments, vectors
 from dicomnode.domain import Pseudonym, PseudoUid
 from dicomnode.errors import IndexCorrupt
 from dicomnode.index import segments as files
+from dicomnode.index.ledger import State, check_model, read_state
 from dicomnode.index.segments import SegmentFile, Vectors
-from dicomnode.index.vectors import State, VectorStore, check_model, read_state
+from dicomnode.index.vectors import VectorStore
 
 GROWTH = 1.5  # of the buffer: appending a study costs no copy of the rest, most of the time
 RELOADS = 10  # a merge in another process may take a file away between catalogue and disk: ask again
@@ -180,7 +181,7 @@ def _load(store: VectorStore, previous: Resident | None) -> Resident:
         rows = c.execute(query).all()
         wanted = {row.segment_id for row in rows}
         named = {
-            row.id: SegmentFile(row.name, row.n, row.dim, row.sha256)
+            row.id: SegmentFile(row.name, row.n, row.dim, row.sha256, row.model_id)
             for row in c.execute(select(segments).where(s.model_id == store.model_id))
             if row.id in wanted
         }

@@ -34,12 +34,13 @@ ADVICE = "run 'dicomnode index rebuild'; it names the studies to add again"
 
 
 class SegmentFile(NamedTuple):
-    """What the catalogue knows of a segment file: name, rows, dimension, SHA-256 of the whole file."""
+    """What the catalogue knows of a segment file: name, rows, dimension, SHA-256 of the whole file, model."""
 
     name: str
     n: int
     dim: int
     sha256: str
+    model_id: str
 
 
 @contextmanager
@@ -130,14 +131,14 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_segment(folder: Path, rows: Vectors) -> SegmentFile:
+def write_segment(folder: Path, rows: Vectors, model_id: str) -> SegmentFile:
     """Write float32 ``rows`` [n, dim] as a new file with a random name. It counts only once the catalogue names it."""
     rows = np.ascontiguousarray(rows, dtype="<f4")
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(rows))
     name = secrets.token_hex(16) + SUFFIX
     digest = write_file(folder / name, header.getvalue(), rows.data.cast("B"))
-    return SegmentFile(name, rows.shape[0], rows.shape[1], digest)
+    return SegmentFile(name, rows.shape[0], rows.shape[1], digest, model_id)
 
 
 def read_segment(folder: Path, segment: SegmentFile) -> Vectors:

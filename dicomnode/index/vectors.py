@@ -1,7 +1,7 @@
 """The vector store: which slice has which vector, in immutable segments named by the catalogue.
 
 A file is on disk (fsync of file and folder) before the one transaction that makes it count; a file without a row is an
-orphan and is swept. Never changes a file in place, never holds vectors of two models, never searches. Many processes
+orphan and is swept. Never changes a file in place, never mixes models in a file, never searches. Many processes
 may read and write one folder: writers take a file lock, readers compare ``state()`` and load what is new.
 """
 
@@ -17,32 +17,22 @@ import structlog
 from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Connection, Engine, bindparam, delete, func, insert, select, update
 
-from dicomnode.archive.schema import nodes, patients, segments, vectors
+from dicomnode.archive.schema import segments, vectors
 from dicomnode.domain import ModelId, Pseudonym, PseudoUid, SliceRef
 from dicomnode.errors import IndexCorrupt, InputError, ModelMismatch, StorageFull
+from dicomnode.index import ledger, snapshot
 from dicomnode.index import segments as files
-from dicomnode.index import snapshot
+from dicomnode.index.ledger import State
 from dicomnode.index.segments import SegmentFile, Vectors
 
 log = structlog.get_logger(__name__)
 
-NEXT_ID = "index.next_id"  # ids of vectors are never used twice, so an old snapshot can never name a new vector
-REVISION = "index.revision"  # counts every change
-REMOVALS = "index.removals"  # counts removals: a reader that sees it change loads everything again
 NORM_TOLERANCE = 1e-3  # float32 rounding over 4,096 dimensions stays below 1e-4
 MERGE_FAN = 16  # segments of one size class before they are merged; a row is rewritten once a class
 MAX_ROWS = 65_536  # of a merged segment: 64 MiB at 256 dimensions, what a removal may have to rewrite
 IN_CHUNK = 500  # values of one IN (...), below SQLite's limit of bound variables
 
 Key = tuple[str, str, str, int]  # study, series, instance, frame
-
-
-class State(NamedTuple):
-    """What a reader compares to know whether to load again."""
-
-    revision: int
-    removals: int
-    excluded: frozenset[Pseudonym]
 
 
 class _Merged(NamedTuple):
@@ -131,7 +121,7 @@ class VectorStore:
             fresh = [i for i, key in enumerate(keys) if key not in there]
             if not fresh:
                 return 0
-            file = files.write_segment(self.segment_folder, rows[fresh])
+            file = files.write_segment(self.segment_folder, rows[fresh], self.model_id)
             try:
                 self._commit_new(file, [refs[i] for i in fresh])
             except BaseException:
@@ -145,19 +135,27 @@ class VectorStore:
         return len(fresh)
 
     def remove_study(self, uid: PseudoUid) -> int:
-        """Remove all vectors of a study, from the disk too; how many there were."""
+        """Remove all vectors of a study, of every model, from the disk too; how many there were."""
         return self._remove(vectors.c.study_uid == uid)
 
     def remove_patient(self, pseudonym: Pseudonym) -> int:
-        """Remove all vectors of a patient, from the disk too; how many there were."""
+        """Remove all vectors of a patient, of every model, from the disk too; how many there were."""
         return self._remove(vectors.c.patient == pseudonym)
 
-    def discard_other_models(self) -> list[PseudoUid]:
-        """Remove the vectors of every other model; the studies that had some, to be embedded again."""
-        with self.writing():
-            with self.reading() as c:
-                other = [row.id for row in c.execute(select(segments.c.id).where(segments.c.model_id != self.model_id))]
-            return self._discard(other)
+    def admit(self) -> None:
+        """Let this model in beside those whose vectors are here, until ``discard_other_models``.
+
+        For taking over from another model: both are searched apart, each by its own ``VectorStore``.
+        """
+        with self.writing(), self.engine.begin() as c:
+            ledger.admit(c, {self.model_id, *c.scalars(select(segments.c.model_id).distinct())})
+
+    def discard_other_models(self) -> int:
+        """Remove the vectors of every other model; how many there were."""
+        removed = self._remove(segments.c.model_id != self.model_id)
+        with self.writing(), self.engine.begin() as c:
+            ledger.admit(c, set())
+        return removed
 
     def discard_damaged(self) -> list[PseudoUid]:
         """Give up segments that are missing or damaged, with all vectors of the studies in them.
@@ -167,15 +165,15 @@ class VectorStore:
         list of PseudoUid
             The studies that must be embedded again, sorted.
         """
+        v = vectors.c
         with self.writing():
             bad = [segment_id for segment_id, file in self._segments().items() if self._fault(file)]
             if not bad:
                 return []
             with self.reading() as c:
-                lost = set(c.scalars(select(vectors.c.study_uid).where(vectors.c.segment_id.in_(bad)).distinct()))
-            self._discard(bad)
-        for uid in lost:  # what is left of them in sound segments: a study is whole or absent
-            self._remove(vectors.c.study_uid == uid)
+                lost = set(c.scalars(select(v.study_uid).where(v.segment_id.in_(bad)).distinct()))
+            studies = select(v.study_uid).where(v.segment_id.in_(bad))
+            self._rewrite_without(v.study_uid.in_(studies), damaged=bad)  # a study is whole or absent
         log.warning("damaged_segments_discarded", segments=len(bad), studies=len(lost))
         return sorted(PseudoUid(uid) for uid in lost)
 
@@ -190,7 +188,7 @@ class VectorStore:
             orphans = self._orphans()
             for path in orphans:
                 path.unlink(missing_ok=True)
-            swept = len(orphans) + snapshot.drop_stale(self.snapshot_folder, self.state().removals, self.live_ids())
+            swept = len(orphans) + snapshot.drop_stale(self.snapshot_folder, self.state().removals, self._all_ids())
         if swept:
             log.info("index_swept", files=swept)
         return swept
@@ -198,7 +196,7 @@ class VectorStore:
     def state(self) -> State:
         """Revision, removals and excluded patients, as committed now. Cheap: two small reads."""
         with self.reading() as c:
-            return read_state(c)
+            return ledger.read_state(c)
 
     def count(self) -> int:
         """Number of vectors of this model."""
@@ -213,13 +211,18 @@ class VectorStore:
 
     def segment_names(self) -> list[str]:
         """Names of the segment files of this model."""
-        return [file.name for file in self._segments().values()]
+        return [file.name for file in self._segments().values() if file.model_id == self.model_id]
 
     def live_ids(self) -> NDArray[np.int64]:
         """Ids of all vectors of this model, ascending."""
         with self.reading() as c:
             found = c.scalars(select(vectors.c.id).join(segments).where(self._mine()).order_by(vectors.c.id)).all()
         return np.asarray(found, dtype=np.int64)
+
+    def other_models(self) -> list[str]:
+        """Models other than this one that have vectors here."""
+        with self.reading() as c:
+            return sorted(c.scalars(select(segments.c.model_id).where(~self._mine()).distinct()))
 
     def instances(self, ids: Sequence[int]) -> dict[int, PseudoUid]:
         """SOP Instance UID of each vector id that is still there."""
@@ -241,7 +244,7 @@ class VectorStore:
                         vectors.c.segment_id, func.count(), func.min(vectors.c.row), func.max(vectors.c.row)
                     ).group_by(vectors.c.segment_id)
                 ).all()
-                others = c.scalars(select(segments.c.model_id).where(~self._mine()).distinct()).all()
+                admitted = ledger.admitted(c)
             for segment_id, n, first, last in counted:
                 file = known.get(segment_id)
                 if file and (n, first, last) != (file.n, 0, file.n - 1):
@@ -250,7 +253,8 @@ class VectorStore:
             problems += [f"segment {known[i].name}: no rows in the catalogue" for i in sorted(empty)]
             problems += [fault for file in known.values() if (fault := self._fault(file))]
         problems += [f"file {path.name}: named by no row; 'dicomnode index rebuild' sweeps it" for path in orphans]
-        problems += [f"vectors of another model {name}: never searched with {self.model_id}" for name in sorted(others)]
+        strangers = [] if self.model_id in admitted else self.other_models()
+        problems += [f"vectors of another model {name}: never searched with {self.model_id}" for name in strangers]
         return problems
 
     def writing(self) -> Any:
@@ -265,9 +269,14 @@ class VectorStore:
         return segments.c.model_id == self.model_id
 
     def _segments(self) -> dict[int, SegmentFile]:
-        query = select(segments).where(self._mine()).order_by(segments.c.id)
+        """Segments of every model by their row in the catalogue, oldest first."""
         with self.reading() as c:
-            return {row.id: SegmentFile(row.name, row.n, row.dim, row.sha256) for row in c.execute(query)}
+            rows = c.execute(select(segments).order_by(segments.c.id)).all()
+        return {row.id: SegmentFile(row.name, row.n, row.dim, row.sha256, row.model_id) for row in rows}
+
+    def _all_ids(self) -> NDArray[np.int64]:
+        with self.reading() as c:
+            return np.asarray(c.scalars(select(vectors.c.id)).all(), dtype=np.int64)
 
     def _orphans(self) -> list[Path]:
         with self.reading() as c:
@@ -276,7 +285,7 @@ class VectorStore:
 
     def _fault(self, file: SegmentFile) -> str:
         try:
-            check_vectors(files.read_segment(self.segment_folder, file), self.dim, f"the vectors of {file.name}")
+            check_vectors(files.read_segment(self.segment_folder, file), file.dim, f"the vectors of {file.name}")
         except FileNotFoundError:
             return str(files.missing(file))
         except (IndexCorrupt, InputError, ModelMismatch) as fault:
@@ -285,7 +294,7 @@ class VectorStore:
 
     def _check_model(self) -> None:
         with self.reading() as c:
-            check_model(c, self.model_id, self.dim)
+            ledger.check_model(c, self.model_id, self.dim)
 
     def _existing(self, refs: Sequence[SliceRef]) -> set[Key]:
         """Keys that are there; refuses a study under two patients, which would defeat same-patient exclusion."""
@@ -296,20 +305,25 @@ class VectorStore:
         v = vectors.c
         with self.reading() as c:
             for chunk in _chunks(sorted(owner)):
-                query = select(v.study_uid, v.series_uid, v.instance_uid, v.frame, v.patient)
-                for study, series, instance, frame, patient in c.execute(query.where(v.study_uid.in_(chunk))):
-                    if owner[study] != patient:
+                query = select(v.study_uid, v.series_uid, v.instance_uid, v.frame, v.patient, segments.c.model_id).join(
+                    segments
+                )
+                for *key, patient, model_id in c.execute(query.where(v.study_uid.in_(chunk))):
+                    if owner[key[0]] != patient:
                         raise InputError(
                             "the study is already in the index under another patient",
-                            place=f"study {study}",
+                            place=f"study {key[0]}",
                             advice="'dicomnode index remove --study' first",
                         )
-                    there.add((study, series, instance, frame))
+                    if model_id == self.model_id:
+                        there.add((key[0], key[1], key[2], key[3]))
         return there
 
     def _commit_new(self, file: SegmentFile, refs: Sequence[SliceRef]) -> None:
         with self.engine.begin() as c:
-            first = _advance(c, NEXT_ID, len(refs), floor=int(c.scalar(select(func.max(vectors.c.id))) or 0) + 1)
+            first = ledger.advance(
+                c, ledger.NEXT_ID, len(refs), floor=int(c.scalar(select(func.max(vectors.c.id))) or 0) + 1
+            )
             segment_id = self._insert_segment(c, file)
             c.execute(
                 insert(vectors),
@@ -328,43 +342,41 @@ class VectorStore:
                     for row, ref in enumerate(refs)
                 ],
             )
-            _advance(c, REVISION, 1)
+            ledger.advance(c, ledger.REVISION, 1)
 
     def _insert_segment(self, c: Connection, file: SegmentFile) -> int:
-        row = {**file._asdict(), "model_id": self.model_id, "created": time.time()}
+        row = {**file._asdict(), "created": time.time()}
         return int(c.execute(insert(segments).values(row).returning(segments.c.id)).scalar_one())
 
     def _remove(self, condition: ColumnElement[bool]) -> int:
         with self.writing():
-            with self.reading() as c:
-                gone = c.execute(
-                    select(vectors.c.id, vectors.c.segment_id).join(segments).where(condition, self._mine())
-                ).all()
-            if not gone:
-                return 0
-            ids = {row.id for row in gone}
-            sources = sorted({row.segment_id for row in gone})
-            merged = [m for source in sources if (m := self._merge_files([source], without=ids)) is not None]
-            self._commit_rewrite(sources, merged, removed=True)
-            snapshot.drop_containing(self.snapshot_folder, np.asarray(sorted(ids), dtype=np.int64))
-        log.info("vectors_removed", vectors=len(ids))
-        return len(ids)
+            removed = self._rewrite_without(condition)
+        if removed:
+            log.info("vectors_removed", vectors=removed)
+        return removed
 
-    def _discard(self, segment_ids: list[int]) -> list[PseudoUid]:
-        if not segment_ids:
-            return []
+    def _rewrite_without(self, condition: ColumnElement[bool], damaged: Sequence[int] = ()) -> int:
+        """Write the segments that hold matching vectors again without them, in one transaction; how many went.
+
+        Nothing is read from ``damaged`` segments: all their rows match. The lock is held by the caller.
+        """
+        v = vectors.c
         with self.reading() as c:
-            rows = c.execute(
-                select(vectors.c.id, vectors.c.study_uid).where(vectors.c.segment_id.in_(segment_ids))
-            ).all()
-        self._commit_rewrite(segment_ids, [], removed=True)
-        snapshot.drop_containing(self.snapshot_folder, np.asarray(sorted(r.id for r in rows), dtype=np.int64))
-        return sorted({PseudoUid(row.study_uid) for row in rows})
+            gone = c.execute(select(v.id, v.segment_id).join(segments).where(condition)).all()
+        ids = {row.id for row in gone}
+        sources = sorted({row.segment_id for row in gone} | set(damaged))
+        if not sources:
+            return 0
+        sound = [source for source in sources if source not in damaged]
+        merged = [m for source in sound if (m := self._merge_files([source], without=ids)) is not None]
+        self._commit_rewrite(sources, merged, removed=True)
+        snapshot.drop_containing(self.snapshot_folder, np.asarray(sorted(ids), dtype=np.int64))
+        return len(ids)
 
     def _merge_small(self) -> int:
         """Merge each size class (powers of ``MERGE_FAN``) that is full. The lock is held by the caller."""
         gone = 0
-        while group := _full_class(self._segments()):
+        while group := _full_class({i: f for i, f in self._segments().items() if f.model_id == self.model_id}):
             merged = self._merge_files(group, without=set())
             self._commit_rewrite(group, [merged] if merged else [], removed=False)
             gone += len(group) - 1
@@ -380,7 +392,8 @@ class VectorStore:
         if not kept:
             return None
         rows = np.stack([loaded[row.segment_id][row.row] for row in kept])
-        return _Merged(files.write_segment(self.segment_folder, rows), [row.id for row in kept])
+        file = files.write_segment(self.segment_folder, rows, known[source_ids[0]].model_id)
+        return _Merged(file, [row.id for row in kept])
 
     def _read(self, file: SegmentFile) -> Vectors:
         try:
@@ -404,49 +417,14 @@ class VectorStore:
             old = c.scalars(select(segments.c.name).where(segments.c.id.in_(source_ids))).all()
             c.execute(delete(segments).where(segments.c.id.in_(source_ids)))
             if removed:
-                _advance(c, REVISION, 1)
-                _advance(c, REMOVALS, 1)
+                ledger.advance(c, ledger.REVISION, 1)
+                ledger.advance(c, ledger.REMOVALS, 1)
         for name in old:
             (self.segment_folder / name).unlink(missing_ok=True)
 
 
 def _reading(engine: Engine) -> Any:
     return engine.connect().execution_options(read_only=True)
-
-
-def read_state(c: Connection) -> State:
-    """``State`` inside a transaction of the caller."""
-    values = {row.key: row.value for row in c.execute(select(nodes).where(nodes.c.key.in_([REVISION, REMOVALS])))}
-    excluded = c.scalars(select(patients.c.pseudonym).where(patients.c.excluded)).all()
-    return State(
-        int(values.get(REVISION, 0)), int(values.get(REMOVALS, 0)), frozenset(Pseudonym(name) for name in excluded)
-    )
-
-
-def check_model(c: Connection, model_id: ModelId, dim: int) -> None:
-    """Refuse an index that holds vectors of another model, or of another dimension.
-
-    Raises
-    ------
-    ModelMismatch
-    """
-    for name, size in c.execute(select(segments.c.model_id, segments.c.dim).distinct()):
-        if name != model_id or size != dim:
-            raise ModelMismatch(
-                f"the index holds vectors of model {name} with {size} dimensions, asked for {model_id} with {dim}",
-                advice="activate the pack that the index was made with, or 'dicomnode models activate' to embed again",
-            )
-
-
-def _advance(c: Connection, key: str, by: int, *, floor: int = 0) -> int:
-    """Add to a counter of the ``node`` table inside the caller's transaction; its value before."""
-    value = c.scalar(select(nodes.c.value).where(nodes.c.key == key).with_for_update())
-    before = max(int(value or 0), floor)
-    if value is None:
-        c.execute(insert(nodes).values(key=key, value=str(before + by)))
-    else:
-        c.execute(update(nodes).where(nodes.c.key == key).values(value=str(before + by)))
-    return before
 
 
 def _full_class(known: dict[int, SegmentFile]) -> list[int]:

@@ -12,6 +12,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, cast
 
+import structlog
 from pydicom.uid import UID
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from pynetdicom.dimse_primitives import DimseServiceType
 
     from dicomnode.scp.server import ReceiverServer
+
+log = structlog.get_logger(__name__)
 
 _PREAMBLE = b"\0" * 128 + b"DICM"  # PS3.10 7.1
 
@@ -166,13 +169,21 @@ class SpoolingAssociation(Association):
 
     def _serve_request(self, msg: DimseServiceType, context_id: int) -> None:
         self._serving = True
-        context = self._accepted_cx.get(context_id)
-        if isinstance(msg, C_STORE) and msg.is_valid_request and context is not None and not self._sent_release:
-            self._is_paused = True  # pynetdicom finds a service only for the SOP classes it knows
-            StorageServiceClass(self).SCP(msg, context)
-            self._is_paused = False
+        if isinstance(msg, C_STORE) and msg.MessageIDBeingRespondedTo is None:
+            self._serve_store(msg, context_id)
         else:
             super()._serve_request(msg, context_id)
         self.dul._idle_timer.restart()  # time spent in our handler is not the peer's silence
         cast(SpoolingDimse, self.dimse).last_active = time.monotonic()
         self._serving = False
+
+    def _serve_store(self, request: C_STORE, context_id: int) -> None:
+        """As pynetdicom, which knows no service for private SOP classes, and leaves a broken request unanswered."""
+        context = self._accepted_cx.get(context_id)
+        if context is None or not request.is_valid_request:
+            log.warning("store_request_invalid")
+            self.abort()
+            return
+        self._is_paused = True
+        StorageServiceClass(self).SCP(request, context)
+        self._is_paused = False

@@ -31,11 +31,11 @@ INFLATED_PREFIX_BYTES = 16 * 1024 * 1024  # Rows comes long before this in any o
 UID_MAX_CHARS = 64  # PS3.5 9.1
 
 _ROWS = Tag("Rows")
-_DEVICE_UID = Tag("DeviceUID")
+_MAKER_UIDS = ("InstanceCreatorUID", "DeviceUID")  # PS3.3 C.12.1 and C.7.5.1: either names the system that made it
 _WANTED: list[BaseTag | int] = [
     Tag("SOPClassUID"),
     Tag("SOPInstanceUID"),
-    _DEVICE_UID,
+    *(Tag(keyword) for keyword in _MAKER_UIDS),
     Tag("StudyInstanceUID"),
     Tag("SeriesInstanceUID"),
     _ROWS,
@@ -77,7 +77,7 @@ def read_header(path: Path, offset: int, transfer_syntax: str, own_uids: Collect
                 sop_class=sop_class,
                 sop_uid=_uid(ds, "SOPInstanceUID"),
                 image=_ROWS in ds and sop_class not in _DERIVED_GRIDS,
-                own=_uid(ds, "DeviceUID") in own_uids,
+                own=any(_uid(ds, keyword) in own_uids for keyword in _MAKER_UIDS),
             )
     except OSError as exc:
         raise InputError("the received file cannot be read back", advice="check the disk of [node] data_dir") from exc

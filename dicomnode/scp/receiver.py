@@ -27,6 +27,7 @@ from dicomnode.scp.spool import RESERVE_BYTES, Spool
 from dicomnode.scp.supervisor import watch_parent
 from dicomnode.telemetry.dicom_logs import silence_dicom_libraries
 from dicomnode.telemetry.heartbeat import BEAT_S, beat, clear_beat
+from dicomnode.telemetry.logging import configure_logging
 
 log = structlog.get_logger(__name__)
 
@@ -152,6 +153,7 @@ def main(argv: Sequence[str] | None = None, services: Sequence[Service] = ()) ->
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
+    configure_logging()
     options = ReceiverOptions.from_json(arguments.options)
     if arguments.parent_fd is not None:
         watch_parent(arguments.parent_fd, grace_s=options.stop_grace_s)

@@ -282,8 +282,6 @@ def _admit(event: Event, server: ReceiverServer) -> None:
         return
     log.warning(
         "association_rejected",
-        calling=assoc.calling,
-        called=assoc.called,
         result=rejection.result,
         source=rejection.source,
         reason=rejection.reason,

@@ -142,8 +142,7 @@ def watch_parent(fd: int, *, grace_s: float = STOP_GRACE_S) -> None:
     def wait() -> None:
         while os.read(fd, 1):
             continue  # the supervisor never writes; only EOF means something
-        log.warning("parent_gone")
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # first and without a word: the log may go to a pipe that broke too
         time.sleep(grace_s)
         os._exit(1)
 

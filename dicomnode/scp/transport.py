@@ -28,6 +28,7 @@ RECV_BYTES = 256 * 1024
 MAX_PDU_BYTES = 2 * 1024 * 1024
 IDLE_WAIT_S = 0.1  # how late a thread notices what nobody wakes it for: timers and a local abort
 CLOSED_WAIT_S = 0.001
+CLOSED_CHECK_S = 0.25
 _CLOSING = "Sta13"  # PS3.8 table 9-10: waiting for the transport connection to close
 
 
@@ -113,6 +114,18 @@ class WakingDul(DULServiceProvider):
         super().__init__(assoc)
         self.to_user_queue = _EndingQueue(wake_association)
         self._run_loop_delay = 0.0  # ``ready`` does the waiting
+
+    def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
+        """As pynetdicom's, but a connection that is closed is not waited for: probes of a balancer come by hundreds."""
+        end = time.monotonic() + (timeout or 0)
+        while wait and timeout is not None:
+            rest = end - time.monotonic()
+            if rest <= 0 or self._kill_thread:  # the thread that would bring it has ended
+                break
+            primitive = super().receive_pdu(wait=True, timeout=min(rest, CLOSED_CHECK_S))
+            if primitive is not None:
+                return primitive
+        return super().receive_pdu(wait=wait and timeout is None, timeout=None)
 
     def send_pdu(self, primitive: _PDUPrimitiveType) -> None:
         """Queue a primitive and wake the thread that sends it."""

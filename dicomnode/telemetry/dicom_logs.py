@@ -8,14 +8,10 @@ handlers log every message; pydicom repeats attribute values in warnings. Every 
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 
-import structlog
 from pydicom import config as pydicom_config
 from pynetdicom import _config as pynetdicom_config
-
-log = structlog.get_logger(__name__)
 
 
 def silence_dicom_libraries() -> None:
@@ -30,10 +26,3 @@ def silence_dicom_libraries() -> None:
         library.propagate = False
         library.setLevel(logging.CRITICAL + 1)
     warnings.filterwarnings("ignore", module=r"(pydicom|pynetdicom)(\..*)?")
-    threading.excepthook = _thread_died
-
-
-def _thread_died(args: threading.ExceptHookArgs) -> None:
-    """A thread's traceback may quote data; its type and thread are what is needed."""
-    if args.exc_type is not SystemExit:
-        log.error("thread_died", error=args.exc_type.__name__)

@@ -119,8 +119,31 @@ def test_vectors_of_another_model_are_neither_added_nor_searched(index: VectorIn
         other.add(slices("p2", "2.25.2", 2), rows(2))
     with pytest.raises(ModelMismatch, match="model-b"):
         other.searcher.search(rows(1), 1)
-    assert other.store.discard_other_models() == ["2.25.1"]
+    assert any("another model" in line for line in other.verify())
+    assert other.discard_other_models() == 2
     assert other.add(slices("p2", "2.25.2", 2), rows(2)) == 2
+
+
+def test_a_model_that_takes_over_fills_up_beside_the_old_one_which_goes_on_answering(
+    index: VectorIndex, tmp_path: Path
+) -> None:
+    refs = slices("p1", "2.25.1", 2)
+    index.add(refs, rows(2, 1))
+    new = open_index(tmp_path, model=ModelId("model-b"), dim=8)
+    new.admit()
+    assert not new.has_study(PseudoUid("2.25.1"))
+    assert new.add(refs, rows(2, 2, dim=8)) == 2
+    index.add(slices("p2", "2.25.2", 3), rows(3, 3))
+    assert (index.searcher.refresh().n, new.searcher.refresh().n) == (5, 2)
+    np.testing.assert_array_equal(new.searcher.refresh().matrix, rows(2, 2, dim=8))
+    assert (index.status()["vectors"], index.status()["tail"], new.status()["tail"]) == (5, 5, 2)
+    assert new.status()["other_models"] == [MODEL]
+    assert not any("another model" in line for line in index.verify())
+    assert index.remove_study(PseudoUid("2.25.1")) == 4
+    new.add(slices("p3", "2.25.3", 1), rows(1, 4, dim=8))
+    assert new.discard_other_models() == 3
+    with pytest.raises(ModelMismatch):
+        index.add(refs, rows(2))
 
 
 def test_removing_a_patient_takes_the_vectors_from_the_disk_too(index: VectorIndex) -> None:
@@ -207,6 +230,18 @@ def test_a_damaged_segment_stops_searching_with_one_line_and_rebuild_names_what_
     np.testing.assert_array_equal(fresh.searcher.refresh().matrix, rows(2, 2))
     assert fresh.add(slices("p1", "2.25.1", 2), rows(2, 1)) == 2
     assert not any(name in line for line in fresh.verify())
+
+
+def test_a_study_with_one_damaged_segment_is_given_up_whole_and_its_neighbours_stay(
+    index: VectorIndex, tmp_path: Path
+) -> None:
+    refs = slices("p1", "2.25.1", 4)
+    index.add(refs[:2] + slices("p2", "2.25.2", 2), rows(4, 1))
+    index.add(refs[2:], rows(2, 2))
+    with index.store.reading() as c:
+        damage_flip(index.store.segment_folder / c.scalar(select(segments.c.name).order_by(segments.c.id.desc())))
+    assert open_index(tmp_path).repair() == ["2.25.1"]
+    np.testing.assert_array_equal(open_index(tmp_path).searcher.refresh().matrix, rows(4, 1)[2:])
 
 
 def test_verify_counts_rows_against_the_file(index: VectorIndex) -> None:

@@ -97,6 +97,11 @@ def test_an_unknown_encoder_is_refused() -> None:
         CENetConfig("vgg")  # type: ignore[arg-type]
 
 
+def test_a_network_too_narrow_to_be_trained_is_refused() -> None:
+    with pytest.raises(ValueError, match="width"):
+        CENetConfig("resnet34", 0.125)
+
+
 def test_embedding_net_refuses_an_xception_of_other_channels() -> None:
     with pytest.raises(ValueError, match="516 channels"):
         EmbeddingNet(CENetConfig(), XceptionConfig(in_channels=516), 224, 8)

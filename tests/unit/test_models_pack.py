@@ -19,8 +19,8 @@ from dicomnode.models.manifest import CARD, GOLDEN, MANIFEST, WEIGHTS, find_pack
 from dicomnode.models.networks import CENetConfig, EmbeddingNet, XceptionConfig
 from dicomnode.models.pack import Pack, synthetic_images, write_pack
 
-CENET = CENetConfig("resnet34", 0.125)
-XCEPTION = XceptionConfig(68, (16,), 1, (16,), 1, 0, (24,))
+CENET = CENetConfig("resnet34", 0.25)
+XCEPTION = XceptionConfig(132, (16,), 1, (16,), 1, 0, (24,))
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_a_vector_does_not_depend_on_its_batch(embedder: Embedder) -> None:
 def test_a_mirrored_slice_gives_a_mirrored_grid(embedder: Embedder) -> None:
     x = images(1)
     grid, mirrored = embedder.grid(x), embedder.grid(x[:, :, ::-1].copy())
-    assert grid.shape == (1, 136, 7, 7)
+    assert grid.shape == (1, 264, 7, 7)
     np.testing.assert_allclose(mirrored, grid[..., ::-1], atol=1e-4)
 
 

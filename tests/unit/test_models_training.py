@@ -51,7 +51,7 @@ def labelled() -> LabelledData:
 
 def cenet_options(out: Path, epochs: int) -> CenetOptions:
     return CenetOptions(
-        out, out, encoder="resnet34", width=0.125, imagenet=False, epochs=epochs, batch=4, max_steps=1, seed=3
+        out, out, encoder="resnet34", width=0.25, imagenet=False, epochs=epochs, batch=4, max_steps=1, seed=3
     )
 
 
@@ -125,7 +125,7 @@ def test_joint_training_without_a_cenet_says_what_to_run(
     tmp_path: Path, segmentation: SegmentationData, labelled: LabelledData
 ) -> None:
     with pytest.raises(InputError, match="train cenet"):
-        train_xception(XceptionOptions(tmp_path, tmp_path, tmp_path / "none.pt"), labelled, segmentation)
+        train_xception(XceptionOptions(tmp_path, tmp_path, tmp_path / "none.pt", batch=4), labelled, segmentation)
 
 
 def test_one_class_alone_cannot_be_trained(

@@ -88,9 +88,10 @@ def test_an_object_of_a_private_class_with_rows_is_an_image(tmp_path):
     assert header(tmp_path, encoded(image("1.2.840.99999.1.1"))).image
 
 
-def test_an_object_made_by_this_node_is_known_by_its_device_uid(tmp_path):
+@pytest.mark.parametrize("keyword", ["InstanceCreatorUID", "DeviceUID"])
+def test_an_object_made_by_this_node_is_known_by_the_uid_of_its_maker(tmp_path, keyword):
     ds = image()
-    ds.DeviceUID = "2.25.77"
+    setattr(ds, keyword, "2.25.77")
     assert header(tmp_path, encoded(ds), own={"2.25.77"}).own
     assert not header(tmp_path, encoded(ds), own={"2.25.78"}).own
 

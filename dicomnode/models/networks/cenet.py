@@ -19,6 +19,8 @@ from dicomnode.models.networks.resnet import ResNet34Encoder
 
 POOLS = (2, 3, 5, 6)  # kernel = stride of the RMP branches
 MIN_SIDE = 6 * 32  # under this side the 6x6 pool of the stride-32 grid is empty
+# torch 2.13's CPU build dies in the channels-last backward pass of narrower networks (8 channels).
+MIN_WIDTH = 0.25
 
 
 class DenseAtrous(nn.Module):
@@ -115,8 +117,8 @@ class CENetConfig:
             raise ValueError(f"unknown encoder {self.encoder!r}: resnet34 or lite0")
         if self.encoder == "lite0" and self.width != 1.0:
             raise ValueError("lite0 has one width: 1.0")
-        if self.width <= 0 or self.in_channels not in (1, 3) or self.classes < 1:
-            raise ValueError("width > 0, in_channels 1 or 3, classes >= 1")
+        if self.width < MIN_WIDTH or self.in_channels not in (1, 3) or self.classes < 1:
+            raise ValueError(f"width at least {MIN_WIDTH}, in_channels 1 or 3, classes >= 1")
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for the manifest."""

@@ -61,7 +61,8 @@ class BuildOptions:
     checkpoint : of ``train xception``.
     status : "research" for a finished pack, "interim" for one whose training is not.
     commands : the exact commands that made it, for the card.
-    repeats : figures of other seeds of the same recipe, for the card: name -> {"p10", "map"}.
+    repeats : other runs that were measured in the same way, for the card: (name, P@10, mAP).
+    choice : how this run was chosen among them, for the card.
     """
 
     data: Path
@@ -72,6 +73,7 @@ class BuildOptions:
     dim: int = 256
     commands: tuple[str, ...] = ()
     repeats: tuple[tuple[str, float, float], ...] = ()
+    choice: str = ""
 
 
 def load_trained(checkpoint: Path) -> tuple[CENet, EmbeddingNet, dict[str, Any], int]:
@@ -118,6 +120,7 @@ def build_pack(options: BuildOptions) -> Pack:
         "dice_by_volume": dice,
         "curves": load_checkpoint(options.checkpoint)["curves"],
         "repeats": [list(r) for r in options.repeats],
+        "choice": options.choice,
     }
     architecture = {"cenet": cenet.config.as_json(), "xception": network.xception.config.as_json()}
     compaction = {"kind": "pca", "dim": options.dim, "stored": "int8", "of": "rmp + xception, flattened"}
@@ -174,9 +177,10 @@ def measure(embedder: Embedder, cenet: CENet, covid: LabelledData, sars: Labelle
         return figures.with_interval(per_query, queries.labels, queries.groups)
 
     a, b = _unit(index.images), _unit(queries.images)
+    full_a, full_b = embedder.full(a), embedder.full(b)
     rows = {
-        MODEL_ROW: row(embedder.embed(a), embedder.embed(b)),
-        "before compaction (full embedding)": row(embedder.full(a), embedder.full(b)),
+        MODEL_ROW: row(_compact(embedder, full_a), _compact(embedder, full_b)),
+        "before compaction (full embedding)": row(full_a, full_b),
         "control: lungs masked out": row(
             embedder.embed(without_lungs(cenet, a)), embedder.embed(without_lungs(cenet, b))
         ),
@@ -199,6 +203,12 @@ def measure(embedder: Embedder, cenet: CENet, covid: LabelledData, sars: Labelle
             for name, (x, y) in pairs.items()
         },
     }
+
+
+def _compact(embedder: Embedder, full: figures.Floats) -> figures.Floats:
+    with torch.inference_mode():
+        compact: torch.Tensor = embedder.pack.network.compaction(torch.from_numpy(full))
+    return np.asarray(compact.numpy(), dtype=np.float32)
 
 
 def _unit(images: Bytes) -> figures.Floats:

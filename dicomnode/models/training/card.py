@@ -66,8 +66,8 @@ def _data(about: Mapping[str, Any]) -> str:
     return (
         "## Training data and terms\n\n"
         f"| data | terms |\n|---|---|\n{rows}\n\n"
-        "The validation split of COVID-CT was used neither for training nor for stopping or choosing; the last epoch"
-        " is shipped. COVID-CT's slices were cut out of papers: their intensities are not Hounsfield units.\n"
+        "The validation split of COVID-CT was used neither for training nor for stopping: the last epoch is shipped."
+        " COVID-CT's slices were cut out of papers: their intensities are not Hounsfield units.\n"
     )
 
 
@@ -104,7 +104,8 @@ def _repeats(about: Mapping[str, Any]) -> str:
     if not about.get("repeats"):
         return ""
     rows = "\n".join(f"| {name} | {p10:.3f} | {m:.3f} |" for name, p10, m in about["repeats"])
-    return f"## Other runs of the same recipe\n\n| run | P@10 | mAP |\n|---|---|---|\n{rows}\n"
+    choice = f"\n{about['choice']}\n" if about["choice"] else ""
+    return f"## Other runs\n\n| run | P@10 | mAP |\n|---|---|---|\n{rows}\n{choice}"
 
 
 def _curves(curves: list[Mapping[str, float]]) -> str:

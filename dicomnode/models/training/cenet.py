@@ -50,7 +50,7 @@ class CenetOptions:
     encoder: Literal["resnet34", "lite0"] = "lite0"
     width: float = 1.0
     imagenet: bool = True
-    epochs: int = 6
+    epochs: int = 12
     batch: int = 16
     lr: float = 1e-3
     weight_decay: float = 1e-2

@@ -1,6 +1,6 @@
 """``dicomnode train xception``: CE-Net's encoder and the Xception, jointly, for diagnosis and segmentation.
 
-Goes on from a ``train cenet`` checkpoint. Trains on the official training split of COVID-CT and on the slices of
+Goes on from a ``train cenet`` checkpoint, or from the ImageNet encoder alone. Trains on the official training split of COVID-CT and on the slices of
 ct-lung-seg outside the held-out volumes; the validation split is never read for training, stopping or selection.
 A frozen segmentation encoding is a poor input for diagnosis (AUC .58), so the encoder is fine-tuned.
 """
@@ -30,7 +30,6 @@ log = structlog.get_logger(__name__)
 
 LABEL_SMOOTHING = 0.1
 TEMPERATURE = 0.1
-SEGMENTATION_EVERY = 2  # steps
 SEGMENTATION_BATCH = 12
 
 
@@ -42,7 +41,8 @@ class XceptionOptions:
     ----------
     data : folder that holds ``covid-ct`` and ``ct-lung-seg``.
     out : folder of the run.
-    cenet : checkpoint of ``train cenet`` to go on from.
+    cenet : checkpoint of ``train cenet`` to go on from; None starts from the ImageNet weights of the lite0 encoder.
+    segmentation_every : a segmentation batch every so many steps.
     encoder_lr : factor of ``lr`` for everything of the CE-Net.
     segmentation : weight of the segmentation loss.
     max_steps : steps an epoch at most; None for all (tests set it).
@@ -50,7 +50,7 @@ class XceptionOptions:
 
     data: Path
     out: Path
-    cenet: Path
+    cenet: Path | None = None
     epochs: int = 12
     batch: int = 32
     lr: float = 1e-3
@@ -58,6 +58,7 @@ class XceptionOptions:
     weight_decay: float = 0.02
     warm_up: float = 0.2
     segmentation: float = 0.3
+    segmentation_every: int = 2
     middle: int = 2
     seed: int = 0
     max_steps: int | None = None
@@ -116,7 +117,10 @@ def train_xception(
     segmentation = segmentation or load_segmentation(options.data)
     if len(labelled.labels) < options.batch or len(np.unique(labelled.labels)) < 2:
         raise InputError("needs both classes and at least one batch of training images", place="data")
-    net = load_cenet(options.cenet)
+    if options.cenet is None:
+        net = build_cenet("lite0", 1.0, imagenet=True, seed=options.seed)
+    else:
+        net = load_cenet(options.cenet)
     torch.manual_seed(options.seed)
     xception = Xception(XceptionConfig(net.encoder.out_channels, middle=options.middle))
     heads = TrainingHeads(net.encoder.out_channels)
@@ -132,7 +136,8 @@ def train_xception(
         optimiser, rates, total_steps=options.epochs * steps, pct_start=options.warm_up
     )
     modules = {"cenet": net, "xception": xception, "heads": heads}
-    identity = {**options.identity(), "cenet": net.config.as_json(), "xception": xception.config.as_json()}
+    start = "imagenet" if options.cenet is None else "cenet"
+    identity = {**options.identity(), "start": start, "cenet": net.config.as_json(), "xception": xception.config.as_json()}
     run = Run(options.out, modules, optimiser, schedule, identity)
     counts = np.bincount(labelled.labels)
     weights = torch.tensor(counts.mean() / counts, dtype=torch.float32)
@@ -166,7 +171,7 @@ def _epoch(
         classify = functional.cross_entropy(logits, labels, weights, label_smoothing=LABEL_SMOOTHING)
         contrast = supervised_contrastive(unit, labels, TEMPERATURE)
         loss = classify + contrast
-        if options.segmentation > 0 and step % SEGMENTATION_EVERY == 0 and len(batches.masked_rows):
+        if options.segmentation > 0 and step % options.segmentation_every == 0 and len(batches.masked_rows):
             size = min(SEGMENTATION_BATCH, len(batches.masked_rows))
             chosen = batches.rng.choice(batches.masked_rows, size, replace=False)
             part = segmentation_step(net, batches.segmentation, chosen, batches.light)

@@ -1,0 +1,42 @@
+"""The text cleaner keeps listed words and numbers with units, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicomnode.deid.text import clean, units, vocabulary
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("CT CHEST W/O CONTRAST 5.0 mm", "CT CHEST W O CONTRAST 5.0 mm"),
+        ("T2W_TSE_SAG 1.5T", "T2W TSE SAG 1.5T"),
+        ("TAC de tórax con contraste", "TAC de tórax con contraste"),
+        ("Juan Pérez tórax AP", "tórax AP"),
+        ("Chest for Smith, room 312", "Chest for"),
+        ("CHEST 12/03/1965", "CHEST"),
+        ("CHEST MRN12345 1234567", "CHEST"),
+        ("CHEST 1234 mm", "CHEST"),
+        ("山田^太郎 chest", "chest"),
+        ("mm kV", ""),
+        ("", ""),
+    ],
+)
+def test_words_that_nobody_listed_are_dropped(text: str, cleaned: str) -> None:
+    assert clean(text) == cleaned
+
+
+@given(st.text(max_size=60))
+def test_whatever_comes_in_only_allowed_words_come_out(text: str) -> None:
+    words = clean(text).casefold().split()
+    for word in words:
+        number = word.rstrip("".join(set("".join(units()))))
+        assert word in vocabulary() or word in units() or number.replace(".", "").isdigit()
+    assert clean(clean(text)) == clean(text)
+
+
+def test_the_vocabulary_has_no_eponyms_that_are_surnames() -> None:
+    assert not {"willis", "boyd", "dodd", "hunter", "bell", "young", "hill", "graves", "crohn"} & vocabulary()
