@@ -18,6 +18,8 @@ ModelId = NewType("ModelId", str)
 Millimetres = NewType("Millimetres", float)
 
 SCHEME = "99DICOMNODE"
+# Implementation Class UID (PS3.7 D.3.3.2) of everything the node writes or sends; drawn once, never changed.
+IMPLEMENTATION_CLASS_UID = "2.25.233715491814202644375068918876066735440"
 LABEL_SCHEME = "99LABEL"  # a word from a LABELS.csv, not a terminology
 
 

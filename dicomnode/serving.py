@@ -170,6 +170,7 @@ def run_worker(node: Node, stop: threading.Event) -> None:
             _close(ctx)
             if time.monotonic() - expired > EXPIRE_EVERY_S:
                 expire(ctx, keep_days=s.report.keep_days, result_days=s.retrieval.result_days)
+                ctx.spool.sweep(older_than_s=EXPIRE_EVERY_S)  # what killed receivers left, and jobs long done
                 expired = time.monotonic()
             stop.wait(BEAT_S)
     finally:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the integration tests use, where they are missing.
 set -euo pipefail
-packages=(dcmtk dicom3tools libpixelmed-java default-jre-headless strace)
+packages=(dcmtk dicom3tools libpixelmed-java default-jdk-headless strace openssl)
 
 missing=()
 for package in "${packages[@]}"; do

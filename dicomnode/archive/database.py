@@ -23,9 +23,11 @@ def open_engine(target: Path | str, *, pooled: bool = True) -> Engine:
     """
     url = f"sqlite:///{target}" if isinstance(target, Path) else target
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
+        return create_engine(url, pool_pre_ping=True, hide_parameters=True)
     options: dict[str, Any] = {} if pooled else {"poolclass": NullPool}
-    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}, **options)
+    arguments = {"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
+    # hide_parameters: the text of a database error would quote the values of the statement
+    engine = create_engine(url, connect_args=arguments, hide_parameters=True, **options)
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:

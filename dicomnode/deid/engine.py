@@ -39,11 +39,10 @@ from dicomnode.deid.quiet import safe_error, silenced
 from dicomnode.deid.recipe import Recipe
 from dicomnode.deid.source import Source, open_source
 from dicomnode.deid.text import clean
-from dicomnode.domain import OriginalUid, PseudoUid
+from dicomnode.domain import IMPLEMENTATION_CLASS_UID, OriginalUid, PseudoUid
 from dicomnode.errors import DeidError, DicomnodeError, QuarantineError
 
 # Implementation of the files we write (PS3.10 7.1): the node's constant under 2.25 (docs/conformance.md).
-IMPLEMENTATION_CLASS_UID = "2.25.233715491814202644375068918876066735440"
 IMPLEMENTATION_VERSION_NAME = "DICOMNODE_1"
 METHOD = "dicomnode: PS3.15 Annex E, recipe "  # and the first 12 digits of the recipe's hash
 AGE_LIMIT = 90  # years; older patients are 090Y (45 CFR 164.514(b)(2)(i)(C): ages over 89)

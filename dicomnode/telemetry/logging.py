@@ -114,6 +114,7 @@ KEYS: dict[str, Key] = {
     "child": Key((Shape.NAME,), "process of the node"),
     "receiver": Key((Shape.NAME,), "receiver process"),
     "snapshot": Key((Shape.NAME,), "name of an index snapshot"),
+    "calling": Key((Shape.NAME,), "AE title of a system that was rejected"),
     "peer": Key((Shape.NAME,), "name of a peer in the settings"),
     "ae_title": Key((Shape.NAME,), "AE title of ours"),
     "subject": Key((Shape.PSEUDONYM,), "pseudonym of a patient"),

@@ -254,7 +254,8 @@ def test_a_structured_report_posing_as_an_image_loses_its_tree(engine: Deidentif
 
 
 @pytest.mark.parametrize(
-    ("kept", "reason"), [(0, "not-dicom"), (100, "not-dicom"), (600, "truncated"), (-7, "truncated")]
+    ("kept", "reason"),
+    [(0, "not-dicom"), (100, "not-dicom"), (603, "truncated"), (600, "no-pixel-data"), (-7, "truncated")],
 )
 def test_a_file_cut_short_is_refused(engine: Deidentifier, tmp_path: Path, kept: int, reason: str) -> None:
     whole = write(tmp_path / "whole.dcm", base_ct()).read_bytes()

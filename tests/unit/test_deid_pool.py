@@ -1,0 +1,131 @@
+"""The pool: outcomes in order, errors as values, and a dying worker costs nobody else's file."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from planted import base_ct, plant
+from pydicom import dcmread
+
+from dicomnode.deid.engine import DeidResult
+from dicomnode.deid.pool import DeidPool, DeidTask
+from dicomnode.deid.pseudonym import Subject
+from dicomnode.domain import Pseudonym
+from dicomnode.errors import DeidError, QuarantineError, SettingsError
+
+KEY = b"k" * 32
+SUBJECT = Subject(Pseudonym("DN-ABCDEFGH23"), -100)
+
+
+def tasks(tmp_path: Path, count: int) -> list[DeidTask]:
+    src = plant(tmp_path / "in.dcm", tags=[0x00100010, 0x00100020]).path
+    return [DeidTask(src, tmp_path / "out" / f"{number}.dcm", SUBJECT) for number in range(count)]
+
+
+def test_outcomes_come_in_order_and_files_exist_where_they_are_good(tmp_path: Path) -> None:
+    work = tasks(tmp_path, 4)
+    (tmp_path / "junk.dcm").write_bytes(b"junk")
+    work[1] = DeidTask(tmp_path / "junk.dcm", tmp_path / "out" / "1.dcm", SUBJECT)
+    work[2] = DeidTask(tmp_path / "absent.dcm", tmp_path / "out" / "2.dcm", SUBJECT)
+    with DeidPool([], KEY, workers=2, fsync=False) as pool:
+        outcomes = pool.run(work)
+    assert isinstance(outcomes[0], DeidResult)
+    assert isinstance(outcomes[3], DeidResult)
+    assert isinstance(outcomes[1], QuarantineError)
+    assert (outcomes[1].reason, outcomes[1].advice) == ("not-dicom", "discard it")
+    assert isinstance(outcomes[2], DeidError)
+    assert "absent" not in str(outcomes[2])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.dcm", "3.dcm"]
+    assert outcomes[0].dst == work[0].dst
+
+
+def test_what_the_audit_refuses_leaves_no_file(tmp_path: Path) -> None:
+    ds = base_ct()
+    ds.PatientName = ds.SoftwareVersions = "Kowalski^Anna"
+    ds.file_meta = dcmread(plant(tmp_path / "in.dcm", tags=[]).path).file_meta
+    ds.save_as(tmp_path / "in.dcm", enforce_file_format=True)
+    with DeidPool([], KEY, workers=1, fsync=False) as pool:
+        (outcome,) = pool.run([DeidTask(tmp_path / "in.dcm", tmp_path / "out" / "0.dcm", SUBJECT)])
+    assert isinstance(outcome, QuarantineError)
+    assert outcome.reason == "audit"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_workers_are_replaced_after_their_share(tmp_path: Path) -> None:
+    with DeidPool([], KEY, workers=1, fsync=False, files_per_worker=2) as pool:
+        assert all(isinstance(outcome, DeidResult) for outcome in pool.run(tasks(tmp_path, 5)))
+
+
+def test_a_bad_option_is_refused_before_any_worker_starts() -> None:
+    with pytest.raises(SettingsError):
+        DeidPool(["clean-graphics"], KEY)
+
+
+def _descendants() -> set[int]:
+    """Processes below this one: the fork server and the workers it made."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found, pending = set(), [os.getpid()]
+    while pending:
+        below = children.get(pending.pop(), [])
+        found.update(below)
+        pending.extend(below)
+    return found
+
+
+def test_a_killed_worker_costs_no_file(tmp_path: Path) -> None:
+    work = tasks(tmp_path, 120)
+    with DeidPool([], KEY, workers=1, fsync=False) as pool:
+        before = _descendants()
+        pool.run(work[:1])
+        workers = _descendants() - before
+        server = multiprocessing.forkserver._forkserver._forkserver_pid
+        victims = [pid for pid in workers if pid != server and _is_worker(pid, server)]
+        assert len(victims) == 1
+
+        def kill() -> None:
+            time.sleep(0.1)
+            os.kill(victims[0], signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        outcomes = pool.run(work)
+        thread.join()
+    assert all(isinstance(outcome, DeidResult) for outcome in outcomes)
+
+
+def _is_worker(pid: int, server: int) -> bool:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]) == server
+
+
+def test_a_file_that_kills_every_worker_is_given_up_and_the_others_go_on(tmp_path: Path) -> None:
+    deadly = DeidTask(_Deadly(tmp_path / "in.dcm"), tmp_path / "out" / "x.dcm", SUBJECT)  # type: ignore[arg-type]
+    work = tasks(tmp_path, 3)
+    with DeidPool([], KEY, workers=1, fsync=False) as pool:
+        outcomes = pool.run([work[0], deadly, work[1], work[2]])
+    assert isinstance(outcomes[1], DeidError)
+    assert "twice" in str(outcomes[1])
+    assert [isinstance(outcomes[number], DeidResult) for number in (0, 2, 3)] == [True, True, True]
+
+
+class _Deadly:
+    """A path that ends the process with a segmentation fault when it is opened, as a broken decoder would."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def open(self, mode: str) -> object:
+        ctypes.string_at(0)
+        return self._path.open(mode)
