@@ -273,6 +273,7 @@ def _admit(event: Event, server: ReceiverServer) -> None:
         assoc.request_arrived()
         rejection = _rejection(server, assoc)
         if rejection is None:
+            server.options.counts.association()
             _support_what_is_asked(server, assoc)
             return
     except Exception as exc:  # noqa: BLE001 - pynetdicom would go on and accept: a request we cannot judge is aborted
@@ -280,8 +281,10 @@ def _admit(event: Event, server: ReceiverServer) -> None:
         assoc.abort()
         assoc.is_aborted = True
         return
+    server.options.counts.rejected_association(_REASONS[rejection])
     log.warning(
         "association_rejected",
+        calling=assoc.calling,
         result=rejection.result,
         source=rejection.source,
         reason=rejection.reason,

@@ -53,6 +53,7 @@ def handle_store(event: Event, own_uids: Collection[str]) -> int:
         log.error("store_failed", error=type(exc).__name__)  # noqa: TRY400 - a traceback may quote the data set
         return PROCESSING_FAILURE
     assoc.server.count_stored()
+    counts.received(_OUTCOMES[stored.kind], 0 if stored.kind is StoredKind.DUPLICATE else incoming.size)
     if stored.kind is StoredKind.VERSION:
         log.warning("instance_version", study_row=stored.study_id, row=stored.instance_id, version=stored.version)
     return SUCCESS
