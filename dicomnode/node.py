@@ -11,6 +11,7 @@ import fcntl
 import getpass
 import hashlib
 import importlib.resources
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -103,7 +104,11 @@ class Node:
             command=v.key_command,
         )
         make_folder(self.settings.identified_dir, private=True)
-        return Vault.open(self.settings.identified_dir / "vault.sqlite3", key)
+        vault = Vault.open(self.settings.identified_dir / "vault.sqlite3", key)
+        if vault.created:
+            where = key.path or f"[vault] key_{key.name}"
+            sys.stderr.write(f"vault created; its key is {where}: keep a copy of it elsewhere, it cannot be replaced\n")
+        return vault
 
     @cached_property
     def _engine(self) -> Any:

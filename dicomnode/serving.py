@@ -35,6 +35,7 @@ log = structlog.get_logger(__name__)
 ROLES = ("receiver", "worker", "web")
 WEB_BACKLOG = 128
 EXPIRE_EVERY_S = 3600.0
+SNAPSHOT_EVERY_S = 60.0
 DAY_S = 86400.0
 
 
@@ -157,6 +158,7 @@ def run_worker(node: Node, stop: threading.Event) -> None:
     threads = [
         threading.Thread(target=scheduler.run, args=(stop,), name="scheduler"),
         threading.Thread(target=outbox.run, args=(stop,), name="outbox"),
+        threading.Thread(target=_keep_snapshot, args=(node, stop), name="snapshot"),
     ]
     for thread in threads:
         thread.start()
@@ -180,6 +182,18 @@ def run_worker(node: Node, stop: threading.Event) -> None:
         worker.close()
         node.deid.close()
         clear_beat(node.runtime, "worker")
+
+
+def _keep_snapshot(node: Node, stop: threading.Event) -> None:
+    """Build a search snapshot whenever one would pay; answers go on meanwhile, exactly."""
+    while not stop.wait(SNAPSHOT_EVERY_S):
+        try:
+            line = node.index.build_if_due()
+        except DicomnodeError as exc:  # the search stays exact; tried again at the next round
+            log.warning("snapshot_failed", code=exc.code, line=exc.line)
+        else:
+            if line:
+                log.info("snapshot_built", line=line)
 
 
 def _close(ctx: Any) -> None:

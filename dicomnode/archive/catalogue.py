@@ -87,7 +87,9 @@ class Catalogue:
                             "description": rec.series_description,
                         },
                     )
-                _ensure(db, t.instances, {"uid": rec.uid}, _instance_row(item, series[rec.series_uid]))
+                row = _instance_row(item, series[rec.series_uid])
+                instance = _ensure(db, t.instances, {"uid": rec.uid}, row)
+                db.execute(t.instances.update().where(t.instances.c.id == instance).values(**row))
 
     def known_instances(self, study: PseudoUid) -> list[KnownInstance]:
         """Instances of a study in the archive, by UID."""

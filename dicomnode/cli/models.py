@@ -64,7 +64,7 @@ def verify(pack: Pack = "", config: Config = None, json: Json = False) -> None:
 
 @app.command()
 def activate(pack: Pack, config: Config = None) -> None:
-    """Embed the whole repository with another pack, then put it to work. A running node takes it up at its next start.
+    """Embed the whole repository with another pack and put it to work. The node must be stopped meanwhile.
 
     Example: dicomnode models activate packs/mine
     """
@@ -76,11 +76,13 @@ def activate(pack: Pack, config: Config = None) -> None:
     node = open_node(config)
     folder = find_pack(pack, (packs_folder(), node.data_dir / "packs"))
     embedder = Embedder.load(folder, node.settings.models.device)
-    node.record(AuditEvent.MODEL_ACTIVATED)
-    with progress_bar("studies") as update:
-        embedded = reindex(node.context_of(embedder, node.index_of(embedder)), update)
-    node.catalogue.put("active_pack", str(folder.resolve()))
-    out.print(f"{embedded} studies embedded; {folder.name} is active from the next start of the node")
+    with node.lock("worker"), progress_bar("studies") as update:  # no answer may mix two models
+        node.record(AuditEvent.MODEL_ACTIVATED)
+        index = node.index_of(embedder)
+        node.catalogue.put("active_pack", str(folder.resolve()))
+        index.store.discard_other_models()
+        embedded = reindex(node.context_of(embedder, index), update)
+    out.print(f"{embedded} studies embedded; {folder.name} is active")
 
 
 @app.command()

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,11 @@ def file_in_force(config: Path | None) -> Path | None:
     """Absolute path of the settings file, for child processes."""
     path = settings_file(config)
     return None if path is None else path.resolve()
+
+
+def iso(seconds: float) -> str:
+    """ISO 8601, UTC, of seconds since the epoch."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def print_json(value: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import shutil
+from typing import Annotated, Any
 
 import typer
 
-from dicomnode.cli.options import Config, Json, open_node, out, print_json, print_table
+from dicomnode.archive.quarantine import Item
+from dicomnode.cli.options import Config, Json, iso, open_node, out, print_json, print_table
 from dicomnode.errors import UsageError
 from dicomnode.node import Node
 from dicomnode.telemetry.audit import AuditEvent
@@ -15,13 +17,17 @@ app = typer.Typer(help="List, release and discard what was held.", no_args_is_he
 Id = Annotated[int, typer.Argument(metavar="ID")]
 
 
+def _row(item: Item) -> dict[str, Any]:
+    return {**item.as_json(), "created": iso(item.created)}
+
+
 @app.command("list")
 def list_(config: Config = None, json: Json = False) -> None:
     """List what is held.
 
     Example: dicomnode quarantine list --json
     """
-    items = [i.as_json() for i in open_node(config).quarantine.items()]
+    items = [_row(i) for i in open_node(config).quarantine.items()]
     if json:
         print_json({"items": items})
         return
@@ -35,7 +41,7 @@ def show(id_: Id, config: Config = None, json: Json = False) -> None:
 
     Example: dicomnode quarantine show 2
     """
-    item = open_node(config).quarantine.item(id_).as_json()
+    item = _row(open_node(config).quarantine.item(id_))
     if json:
         print_json(item)
         return
@@ -73,6 +79,7 @@ def discard(id_: Id, config: Config = None) -> None:
     if item.job_id is not None:
         node.spool.remove_job_files(item.job_id)
         node.spool.set_job_state(item.job_id, JobState.DISCARDED)
+        shutil.rmtree(node.folders.job(item.job_id), ignore_errors=True)
     node.quarantine.set_state(id_, "discarded")
     out.print("discarded")
 

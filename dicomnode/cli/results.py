@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dicomnode.cli.options import Config, Json, open_node, out, print_json, print_table
+from dicomnode.cli.options import Config, Json, iso, open_node, out, print_json, print_table
 from dicomnode.domain import OriginalUid
 from dicomnode.errors import NotFound, UsageError
 from dicomnode.node import Node
@@ -24,11 +24,11 @@ def _row(r: object) -> dict[str, object]:
         "study_uid": r.study_uid,
         "state": r.state,
         "destination": r.destination,
-        "created": r.created,
+        "created": iso(r.created),
         "kind": r.kind,
         "attempts": r.attempts,
         "error": r.error,
-        "delivered": r.delivered,
+        "delivered": None if r.delivered is None else iso(r.delivered),
     }
 
 

@@ -124,7 +124,7 @@ class Auditor:
         elif "C" in cells.values():
             if row.vr in leaks.TEXT_VRS - {"AE", "CS", "PN", "UR"}:
                 return "cleaned"
-        elif "K" in cells.values():
+        elif "K" in cells.values() and row.vr:  # what the dictionary does not know is not kept
             return "age" if row.tag == _AGE_TAG else "any"
         if row.basic == "U":
             return "uid"

@@ -37,7 +37,7 @@ from dicomnode.deid.options import OPTION_CODES, PROFILE_CODE, Option
 from dicomnode.deid.pseudonym import Subject, pseudo_uid, shift_date, shift_datetime
 from dicomnode.deid.quiet import safe_error, silenced
 from dicomnode.deid.recipe import Recipe
-from dicomnode.deid.source import Source, open_source
+from dicomnode.deid.source import Source, file_head, open_source
 from dicomnode.deid.text import clean
 from dicomnode.domain import IMPLEMENTATION_CLASS_UID, OriginalUid, PseudoUid
 from dicomnode.errors import DeidError, DicomnodeError, QuarantineError
@@ -47,6 +47,7 @@ IMPLEMENTATION_VERSION_NAME = "DICOMNODE_1"
 METHOD = "dicomnode: PS3.15 Annex E, recipe "  # and the first 12 digits of the recipe's hash
 AGE_LIMIT = 90  # years; older patients are 090Y (45 CFR 164.514(b)(2)(i)(C): ages over 89)
 _COPY_BLOCK = 1 << 20
+_META_LENGTH_VALUE = 128 + 4 + 8  # preamble, prefix, head of (0002,0000), PS3.10 7.1
 _AGE = re.compile(r"(\d{3})([DWMY])")
 _OFFSET = re.compile(r"[+-]\d{4}")
 _TRAILING_PADDING = 0xFFFCFFFC
@@ -410,12 +411,11 @@ def _write_object(out: BinaryIO, source: Source, expected: int | None) -> None:
         stream = cast(BinaryIO, plain)
         dcmwrite(stream, source.ds, enforce_file_format=True)
         _copy_pixels(stream, source, expected)
-        length = 128 + 4 + 12 + int(meta.FileMetaInformationGroupLength)
+        stream.seek(_META_LENGTH_VALUE)
+        body = stream.tell() + 4 + int.from_bytes(stream.read(4), "little")
         meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-        head = Dataset()
-        head.file_meta = meta
-        dcmwrite(out, head, enforce_file_format=True)
-        stream.seek(length)
+        out.write(file_head(meta))
+        stream.seek(body)
         packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
         while block := stream.read(_COPY_BLOCK):
             out.write(packer.compress(block))

@@ -152,9 +152,7 @@ class DeidPool:
             outcomes |= self._batch(tasks, batch)
             if self._used >= self._limit:
                 self.close()
-            for number in batch:
-                if number not in outcomes:
-                    outcomes[number] = self._alone(tasks[number])
+            outcomes |= self._one_by_one(tasks, [number for number in batch if number not in outcomes])
         return [outcomes[number] for number in range(len(tasks))]
 
     def _batch(self, tasks: Sequence[DeidTask], batch: list[int]) -> dict[int, DeidResult | DicomnodeError]:
@@ -172,12 +170,19 @@ class DeidPool:
             self.close()
         return done
 
-    def _alone(self, task: DeidTask) -> DeidResult | DicomnodeError:
-        with _executor(1) as executor:
-            try:
-                return _outcome(executor.submit(_work, self._setup, task))
-            except BrokenProcessPool:
-                return DeidError("the worker died on this file twice", advice="look at the object with its sender")
+    def _one_by_one(self, tasks: Sequence[DeidTask], left: list[int]) -> dict[int, DeidResult | DicomnodeError]:
+        """What a dying worker took along, with one file in flight at a time, so that the deadly one shows."""
+        done: dict[int, DeidResult | DicomnodeError] = {}
+        while len(done) < len(left):
+            with _executor(1) as executor:
+                for number in left[len(done) :]:
+                    try:
+                        done[number] = _outcome(executor.submit(_work, self._setup, tasks[number]))
+                    except BrokenProcessPool:
+                        line, advice = "the worker died on this file twice", "look at the object with its sender"
+                        done[number] = DeidError(line, advice=advice)
+                        break
+        return done
 
 
 def _outcome(future: Future[DeidResult | _Failure]) -> DeidResult | DicomnodeError:

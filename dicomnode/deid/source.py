@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from pydicom import dcmread
 from pydicom.dataelem import RawDataElement
-from pydicom.dataset import FileDataset
+from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import _read_file_meta_info, read_preamble
@@ -172,13 +172,18 @@ def _inflated(stream: BinaryIO) -> BinaryIO:
         raise EOFError
     stream.close()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    head = DicomBytesIO()
-    write_file_meta_info(head, meta, enforce_standard=False)
     out = io.BytesIO()
-    out.write(b"\0" * 128 + b"DICM" + head.getvalue())
+    out.write(file_head(meta))
     out.write(data)
     out.seek(0)
     return out
+
+
+def file_head(meta: FileMetaDataset) -> bytes:
+    """Empty preamble, prefix and file meta as bytes (PS3.10 7.1)."""
+    head = DicomBytesIO()
+    write_file_meta_info(head, meta, enforce_standard=False)
+    return b"\0" * 128 + b"DICM" + head.getvalue()
 
 
 def _ends_inside(ds: FileDataset, position: int) -> bool:

@@ -175,8 +175,6 @@ class DurableWorker:
 
     def _finish(self, job_id: int) -> str:
         job = self._ctx.spool.job(job_id)
-        if job.state is JobState.QUARANTINED:  # held by the report step: cannot be searched
-            return QUARANTINED
         self._ctx.spool.set_job_state(job_id, JobState.ANSWERED)
         self._ctx.metrics.study("answered" if job.role.answers else "indexed")
         return OK

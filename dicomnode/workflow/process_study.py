@@ -52,8 +52,12 @@ def deidentify(ctx: Context, job_id: int) -> None:
     job = ctx.spool.job(job_id)
     first = [i for i in job.instances if i.image and i.version == 1]
     later = [i for i in job.instances if i.image and i.version > 1]
+    if later:
+        line = f"{len(later)} images came again with the same UID and other bytes; the first were used"
+        _hold(ctx, job_id, "version-conflict", [i.id for i in later], QuarantineError("version-conflict", line))
     issuer, patient_id = study_identity([i.path for i in first], job.study_uid, ctx.policy.default_issuer)
-    subject = ctx.vault.subject_for(issuer, patient_id, create=job.role.keeps)
+    readable = bool(first and patient_id)  # nobody's pseudonym is made for what cannot even be read
+    subject = ctx.vault.subject_for(issuer, patient_id, create=job.role.keeps and readable)
 
     folder = ctx.folders.job(job_id)
     shutil.rmtree(folder, ignore_errors=True)
@@ -71,11 +75,6 @@ def deidentify(ctx: Context, job_id: int) -> None:
     if first and sum(map(len, refused.values())) == len(first):
         worst = max(refused, key=lambda r: len(refused[r]))
         raise QuarantineError(worst, lines[worst].line, place=lines[worst].place, advice=lines[worst].advice)
-    if later:
-        refused["version-conflict"] = [i.id for i in later]
-        lines["version-conflict"] = QuarantineError(
-            "version-conflict", f"{len(later)} images came again with the same UID and other bytes; the first were used"
-        )
     for reason, ids in refused.items():
         _hold(ctx, job_id, reason, ids, lines[reason])
     _write_json(folder / SUBJECT, {"pseudonym": subject.pseudonym})
@@ -99,20 +98,23 @@ def archive(ctx: Context, job_id: int) -> None:
 
 
 def archive_records(ctx: Context, records: Sequence[tuple[Path, InstanceRecord]], *, source: str) -> None:
-    """Copy de-identified files of one study into the archive and catalogue them."""
-    known = {k.uid: k for k in ctx.catalogue.known_instances(records[0][1].study_uid)} if records else {}
+    """Copy de-identified files of one study into the archive and catalogue them.
+
+    An object that came again with other bytes replaces the old one, and the study's vectors with it.
+    """
+    if not records:
+        return
+    study = records[0][1].study_uid
+    known = {k.uid: k.sha256 for k in ctx.catalogue.known_instances(study)}
     stored = []
     for path, record in records:
         digest = sha256_of(path)
-        if record.uid in known and known[record.uid].sha256 == digest:
-            continue
-        relative = ctx.objects.put(path, record.study_uid, record.uid)
-        stored.append(StoredInstance(record, relative, digest))
+        if known.get(record.uid) != digest:
+            stored.append(StoredInstance(record, ctx.objects.put(path, record.study_uid, record.uid), digest))
+    if any(s.record.uid in known for s in stored):
+        ctx.vectors.remove_study(study)
     ctx.catalogue.add_study(stored, source=source)
-    if records:
-        ctx.catalogue.note(
-            records[0][1].study_uid, "deidentified", {"recipe": ctx.policy.recipe, "instances": len(records)}
-        )
+    ctx.catalogue.note(study, "deidentified", {"recipe": ctx.policy.recipe, "instances": len(records)})
 
 
 def embed(ctx: Context, job_id: int) -> None:
@@ -274,14 +276,11 @@ def report(ctx: Context, job_id: int) -> None:
         return
     stored = ctx.answers.by_id(job.answer_id)
     if stored.answer.verdict.kind is VerdictKind.NOT_SEARCHABLE and not ctx.policy.answer_rejected:
-        item = ctx.quarantine.hold(
+        raise QuarantineError(
             "not-searchable",
             f"no answer was sent: {stored.answer.verdict.reason}",
-            advice="set [retrieval] answer_rejected to report this to the sender",
-            job_id=job_id,
+            advice="set [retrieval] answer_rejected to report this to the sender; release it to try again",
         )
-        log.warning("not_searchable", job=job_id, item=item)
-        return
     images = _query_images(ctx, job)
     header = read_header(_header_path(stored, images))
     accession = str(header.get("AccessionNumber") or "").strip()

@@ -51,7 +51,7 @@ class XceptionOptions:
     data: Path
     out: Path
     cenet: Path | None = None
-    epochs: int = 12
+    epochs: int = 30
     batch: int = 32
     lr: float = 1e-3
     encoder_lr: float = 0.3
@@ -137,7 +137,12 @@ def train_xception(
     )
     modules = {"cenet": net, "xception": xception, "heads": heads}
     start = "imagenet" if options.cenet is None else "cenet"
-    identity = {**options.identity(), "start": start, "cenet": net.config.as_json(), "xception": xception.config.as_json()}
+    identity = {
+        **options.identity(),
+        "start": start,
+        "cenet": net.config.as_json(),
+        "xception": xception.config.as_json(),
+    }
     run = Run(options.out, modules, optimiser, schedule, identity)
     counts = np.bincount(labelled.labels)
     weights = torch.tensor(counts.mean() / counts, dtype=torch.float32)
