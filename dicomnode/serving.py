@@ -181,14 +181,18 @@ def run_worker(node: Node, stop: threading.Event) -> None:
             thread.join(timeout=5)
         worker.close()
         node.deid.close()
+        node.index.close()
         clear_beat(node.runtime, "worker")
 
 
 def _keep_snapshot(node: Node, stop: threading.Event) -> None:
-    """Build a search snapshot whenever one would pay; answers go on meanwhile, exactly."""
+    """Build a search snapshot whenever one would pay, and the verdict's reference; answers go on meanwhile."""
+    from dicomnode.models.series import KEY_SLICES
+
     while not stop.wait(SNAPSHOT_EVERY_S):
         try:
             line = node.index.build_if_due()
+            node.index.warm(KEY_SLICES)
         except DicomnodeError as exc:  # the search stays exact; tried again at the next round
             log.warning("snapshot_failed", code=exc.code, line=exc.line)
         else:

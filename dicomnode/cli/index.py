@@ -92,16 +92,19 @@ def rebuild(config: Config = None, json: Json = False) -> None:
     from dicomnode.workflow.reindex import reindex
 
     node = open_node(config)
+    lost = node.index.repair()
     with progress_bar("studies", quiet=json) as update:
         embedded = reindex(node.context, update)
-    node.index.rebuild()
-    data = {"embedded": embedded, **node.index.status()}
+    built = node.index.rebuild()
+    data = {"lost": len(lost), "embedded": embedded, "line": built.line, **node.index.status()}
+    node.index.close()
     if json:
         print_json(data)
     else:
         out.print(
-            f"embedded {embedded} studies; {data['vectors']} vectors; snapshot: {data['snapshot'] or 'exact search'}"
+            f"{len(lost)} studies had damaged vectors; {embedded} studies were embedded; {data['vectors']} vectors"
         )
+        out.print(built.line)
 
 
 @app.command()

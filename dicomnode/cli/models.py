@@ -79,9 +79,10 @@ def activate(pack: Pack, config: Config = None) -> None:
     with node.lock("worker"), progress_bar("studies") as update:  # no answer may mix two models
         node.record(AuditEvent.MODEL_ACTIVATED)
         index = node.index_of(embedder)
-        node.catalogue.put("active_pack", str(folder.resolve()))
-        index.store.discard_other_models()
+        index.admit()
         embedded = reindex(node.context_of(embedder, index), update)
+        node.catalogue.put("active_pack", str(folder.resolve()))
+        index.discard_other_models()
     out.print(f"{embedded} studies embedded; {folder.name} is active")
 
 

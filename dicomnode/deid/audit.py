@@ -133,6 +133,8 @@ class Auditor:
         return "absent" if row.basic == "X" else "nothing"
 
     def _expected_of(self, element: DataElement) -> str:
+        if int(element.tag) in (_METHOD_TAG, _CODES_TAG):
+            return "absent"  # below the top level: not this node's statement
         if listed := self._by_tag.get(int(element.tag)):
             return listed
         dates_stay = bool({Option.MODIFIED_DATES, Option.FULL_DATES} & self._options)

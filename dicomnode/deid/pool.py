@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -197,4 +200,19 @@ def _executor(workers: int) -> ProcessPoolExecutor:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dicomnode.deid.engine", "dicomnode.deid.recipe"])
-    return ProcessPoolExecutor(workers, mp_context=context)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """In a worker: end when the process that owns the pool is gone, also by SIGKILL.
+
+    A worker of ``ProcessPoolExecutor`` waits for ever otherwise (python/cpython#111873), with the key in its memory.
+    """
+    owner = multiprocessing.parent_process()
+    if owner is not None:
+        threading.Thread(target=_exit_after, args=(owner.sentinel,), name="end_with_parent", daemon=True).start()
+
+
+def _exit_after(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)

@@ -144,12 +144,8 @@ class RunningNode:
         return json.loads(done.stdout)
 
     def pids(self) -> list[int]:
-        """Process ids of the node: the supervisor and its children."""
-        if self._process is None:
-            return []
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        found = [int(p) for p in children.read_text().split()] if children.exists() else []
-        return [self._process.pid, *found]
+        """Process ids of the node: the supervisor, its children and theirs."""
+        return [] if self._process is None else _tree(self._process.pid)
 
     def kill(self) -> None:
         """SIGKILL to every process of the node at once, as a power cut would."""
@@ -190,6 +186,18 @@ class RunningNode:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and all that it and its descendants have started."""
+    found = [pid]
+    try:
+        listed = [thread.read_text() for thread in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:  # it ended meanwhile
+        return found
+    for child in " ".join(listed).split():
+        found += _tree(int(child))
+    return found
 
 
 def _peer(name: str, ae_title: str, port: int, *, results: bool, objects: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -129,3 +131,34 @@ class _Deadly:
     def open(self, mode: str) -> object:
         ctypes.string_at(0)
         return self._path.open(mode)
+
+
+OWNER = """
+import os, sys, time
+from pathlib import Path
+from dicomnode.deid.pool import DeidPool, DeidTask
+from dicomnode.deid.pseudonym import Subject
+from dicomnode.domain import Pseudonym
+
+if __name__ == "__main__":
+    src, dst = map(Path, sys.argv[1:])
+    pool = DeidPool([], bytes(32), workers=2, fsync=False)
+    pool.run([DeidTask(src, dst, Subject(Pseudonym("DN-ABCDEFGH23"), -100))])
+    print(*[process.pid for process in pool._executor._processes.values()], flush=True)
+    time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_pool_whose_owner_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "owner.py").write_text(OWNER)
+    (task,) = tasks(tmp_path, 1)
+    command = [sys.executable, str(tmp_path / "owner.py"), str(task.src), str(task.dst)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as owner:
+        assert owner.stdout is not None
+        workers = [int(pid) for pid in owner.stdout.readline().split()]
+        owner.kill()
+    assert workers
+    until = time.monotonic() + 10
+    while time.monotonic() < until and any(Path(f"/proc/{pid}").exists() for pid in workers):
+        time.sleep(0.05)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]

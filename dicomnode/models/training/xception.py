@@ -1,8 +1,9 @@
 """``dicomnode train xception``: CE-Net's encoder and the Xception, jointly, for diagnosis and segmentation.
 
-Goes on from a ``train cenet`` checkpoint, or from the ImageNet encoder alone. Trains on the official training split of COVID-CT and on the slices of
-ct-lung-seg outside the held-out volumes; the validation split is never read for training, stopping or selection.
-A frozen segmentation encoding is a poor input for diagnosis (AUC .58), so the encoder is fine-tuned.
+Goes on from a ``train cenet`` checkpoint, or from the ImageNet encoder alone. Trains on the official training split
+of COVID-CT and on the slices of ct-lung-seg outside the held-out volumes; the validation split is never read for
+training or stopping. A frozen segmentation encoding is a poor input for diagnosis (AUC .58), so the encoder is
+fine-tuned.
 """
 
 from __future__ import annotations

@@ -1,0 +1,174 @@
+"""A marker in every attribute of Table E.1-1, sent to a node that logs all it can, is nowhere outside the identified zone.
+
+The identified zone (``data_dir/identified``) may hold it: spool until delivery, outbox as long as sent objects are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import planted
+import pytest
+from loop import HOST, dataset_bytes, opened, reports, send_raw, settled, spooled
+from pydicom.dataset import Dataset
+
+from dicomnode.deid.recipe import Action
+from dicomnode.testing import Pacs, RunningNode, Workstation, sample_repository, sample_study
+
+pytestmark = pytest.mark.integration
+
+NAME = "Ñandú^Gómez Íñiguez"
+PATIENT_ID = "HOSPITAL-4711-0815"
+ACCESSION = "ACC-2024-998877"
+ADDED_ROOT = f"{planted.UID_ROOT}2"
+
+
+@dataclass
+class Sent:
+    """A node after it has answered the planted study and a sample study, and what was planted."""
+
+    node: RunningNode
+    pacs: Pacs
+    planted: planted.Planted
+    sample: list[Dataset]
+
+
+def plant_with_uids(path: Path, root: str) -> planted.Planted:
+    """A planted file that is another study than the one of ``planted.base_ct``."""
+    original = planted.base_ct
+
+    def base() -> Dataset:
+        ds = original()
+        ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID = f"{root}.1", f"{root}.2", f"{root}.3"
+        return ds
+
+    planted.base_ct = base
+    try:
+        return planted.plant(path)
+    finally:
+        planted.base_ct = original
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sent]:
+    base = tmp_path_factory.mktemp("planted")
+    findings = sample_repository(base / "repository", 3, slices=4, matrix=64)
+    by_network = planted.plant(base / "sent.dcm")
+    by_command = plant_with_uids(base / "added" / "in.dcm", ADDED_ROOT) if (base / "added").mkdir() is None else None
+    assert by_command is not None
+    sample = sample_study(4, patient_id=PATIENT_ID, name=NAME, seed=77, matrix=64, AccessionNumber=ACCESSION)
+    with Pacs() as pacs, RunningNode(
+        base / "node", pacs, quiet_s=0.5, receivers=1, log_level="debug", objects=("sr", "contact-sheet")
+    ) as node:
+        added = node.run("index", "add", base / "repository", base / "added", "--findings", findings)
+        assert "added 4 studies" in added.stdout, added.stdout + added.stderr
+        assert b"PHIX" not in (added.stdout + added.stderr).encode()
+        assert send_raw(node, planted.CT, f"{planted.UID_ROOT}1.1", dataset_bytes(by_network.path)) == 0
+        assert Workstation().send(sample, HOST, node.dicom_port) == [0] * 4
+        pacs.wait_for(4, 120)
+        settled(node)
+        node.run("query", by_network.path)
+        yield Sent(node, pacs, by_network, sample)
+
+
+def elsewhere(sent: Sent) -> dict[str, bytes]:
+    """Everything the node has written outside the identified zone, and everything it tells, by where it is."""
+    node = sent.node
+    identified = node.var / "identified"
+    files = [p for p in node.folder.rglob("*") if p.is_file() and identified not in p.parents]
+    told = {str(p.relative_to(node.folder)): p.read_bytes() for p in files}
+    told |= {f"name of {name}": name.encode() for name in list(told)}
+    told["/metrics"] = node.get("/metrics")[1]
+    for command in (("results", "list"), ("quarantine", "list"), ("index", "status")):
+        told[" ".join(command)] = json.dumps(node.json(*command), ensure_ascii=False).encode()
+    for result in node.json("results", "list")["results"]:
+        shown = node.json("results", "show", str(result["id"]))
+        told[f"results show {result['id']}"] = json.dumps(shown, ensure_ascii=False).encode()
+        told[f"page of result {result['id']}"] = node.get("/v/r/" + shown["link"].rsplit("/", 1)[1])[1]
+    return told
+
+
+@pytest.fixture(scope="module")
+def told(sent: Sent) -> dict[str, bytes]:
+    return elsewhere(sent)
+
+
+def forms(text: str) -> list[bytes]:
+    """A text as it may lie in a file: in the usual encodings, and escaped as JSON and HTML do."""
+    escaped = json.dumps(text)[1:-1]
+    return list({text.encode(e) for e in ("utf-8", "latin-1", "utf-16-le", "utf-16-be")} | {escaped.encode()})
+
+
+def places(needles: list[bytes], told: dict[str, bytes]) -> list[str]:
+    return [where for where, data in told.items() if any(n in data for n in needles)]
+
+
+def test_the_node_wrote_and_tells_what_this_file_looks_through(told: dict[str, bytes]):
+    for needed in (r"archive/.*\.dcm", r"catalogue\.sqlite3$", r"workflow\.sqlite3$", r"index/segments/", r"results/.*\.dcm",
+                   r"runtime/metrics/", r"audit/", r"^node\.log$", r"/metrics", r"page of result"):  # fmt: skip
+        assert any(re.search(needed, name) and data for name, data in told.items()), needed
+    assert b'"level": "debug"' in told["node.log"], "the node logs at its most talkative"
+    assert b"page not found" not in told["page of result 1"]
+
+
+def test_no_planted_marker_is_outside_the_identified_zone(sent: Sent, told: dict[str, bytes]):
+    recipe = opened(sent.node).recipe
+    kept = {tag for tag in recipe.rules if recipe.action(tag, planted.CT) is Action.KEEP}
+    markers = {tag: m for tag, m in sent.planted.markers.items() if tag not in kept}
+    assert len(markers) > 600
+    everything = b"\n".join(told.values())
+    found = set()
+    for tag, marker in markers.items():
+        text = marker.decode("latin-1")
+        # A bare number or UID is looked for as a whole one: seven digits occur by chance inside longer numbers.
+        patterns = [re.escape(f) for f in forms(text)]
+        if text[0].isdigit():
+            patterns = [rb"(?<![0-9.])" + p + rb"(?![0-9.])" for p in patterns]
+        if re.search(b"|".join(patterns), everything):
+            found.add(f"{tag:08X} {text}: {places(forms(text), told)[:3]}")
+    assert found == set()
+
+
+@pytest.mark.parametrize("word", [planted.WORD, planted.UID_ROOT, ADDED_ROOT, "PHIX-PREAMBLE", "PHIX-META"])
+def test_no_trace_of_what_all_markers_share(sent: Sent, told: dict[str, bytes], word: str):
+    recipe = opened(sent.node).recipe
+    data = dict(told)
+    for tag in recipe.rules:  # what an option in force keeps
+        if recipe.action(tag, planted.CT) is Action.KEEP and (marker := planted.marker_of(tag)):
+            data = {where: d.replace(marker, b"") for where, d in data.items()}
+    assert places(forms(word), data) == []
+
+
+def identifying(sample: list[Dataset]) -> list[str]:
+    uids = {str(ds[k].value) for ds in sample for k in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")}
+    frame = {str(ds.FrameOfReferenceUID) for ds in sample}
+    return sorted([PATIENT_ID, ACCESSION, "Ñandú", "Gómez", "Íñiguez", *uids, *frame])
+
+
+def test_nothing_that_identifies_the_sample_study_is_outside_the_identified_zone(sent: Sent, told: dict[str, bytes]):
+    found = {text: where for text in identifying(sent.sample) if (where := places(forms(text), told))}
+    assert found == {}
+
+
+def test_the_spool_is_empty_after_delivery(sent: Sent):
+    assert spooled(sent.node) == []
+    work = [p for p in (sent.node.var / "work").rglob("*") if p.is_file()]
+    assert work == [], "nor does a work folder stay"
+
+
+def test_the_spool_s_database_forgets_the_objects(sent: Sent):
+    assert all(not job.instances for job in opened(sent.node).spool.jobs())
+
+
+def test_the_report_itself_carries_the_identity_that_the_pacs_needs(sent: Sent):
+    (sr,) = reports(sent.pacs.received, sent.sample[0].StudyInstanceUID)
+    assert (sr.PatientID, sr.AccessionNumber, str(sr.PatientName)) == (PATIENT_ID, ACCESSION, NAME)
+
+
+def test_only_its_owner_can_read_the_identified_zone(sent: Sent):
+    assert (sent.node.var / "identified").stat().st_mode & 0o077 == 0
+    assert (sent.node.var / "vault.key").stat().st_mode & 0o077 == 0

@@ -1,0 +1,245 @@
+"""Kills every process of a node with SIGKILL at seeded moments of a study's way, and lets it start again.
+
+Each round sends one new study. Where the kill strikes: while it is received, de-identified, embedded, reported or
+delivered, at a random moment of that phase as long as it usually takes; in some rounds once more while the node
+recovers. After each round: every acknowledged instance is there, the PACS holds exactly one answer, nothing is left
+in the spool, and no process of the killed node lives on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydicom.dataset import Dataset
+
+from dicomnode.errors import PeerError
+from dicomnode.testing import Pacs, RunningNode, Workstation, sample_study
+
+from .campaign import SUCCESS, Broken, Evidence, Rounds, new_pacs, send_until_taken, wait_until
+
+Phase = Literal["receive", "deid", "embed", "report", "deliver"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+# The line of the node's log with which a phase begins: event, and the step that it names.
+BEGINS: dict[Phase, tuple[str, str | None]] = {
+    "deid": ("study_complete", None),
+    "embed": ("step_done", "archive"),
+    "report": ("step_done", "retrieve"),
+    "deliver": ("step_done", "report"),
+}
+FIRST_GUESS_S = {"receive": 0.5, "deid": 1.0, "embed": 1.5, "report": 0.3, "deliver": 1.5}
+OVERRUN = 1.3  # the kill may also strike just after the phase
+PACS_DELAY_S = 0.3  # of each C-STORE response, so that a kill can strike between the PACS's taking and our marking
+QUIET_S = 4.0  # what was not acknowledged is sent again within it: one set of images, so one answer
+SECOND_KILL_SHARE = 0.3
+RECOVERY_S = 10.0
+ORPHANS_S = 15.0
+QUERY_ONLY_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one round does; drawn from the campaign's seed and the round's number alone."""
+
+    number: int
+    phase: Phase
+    called: str
+    moment: float  # share of the phase after which the kill strikes
+    second_kill_s: float | None  # seconds after the restart
+    study_seed: int
+
+    @classmethod
+    def draw(cls, seed: int, number: int) -> Plan:
+        """The plan of a round. Phases take turns, so that any five rounds strike each."""
+        rng = random.Random(f"{seed}/{number}")
+        return cls(
+            number=number,
+            phase=PHASES[number % len(PHASES)],
+            called="QUERYONLY" if rng.random() < QUERY_ONLY_SHARE else "DICOMNODE",
+            moment=rng.random() * OVERRUN,
+            second_kill_s=rng.uniform(0.0, RECOVERY_S) if rng.random() < SECOND_KILL_SHARE else None,
+            study_seed=rng.randrange(100_000),
+        )
+
+
+class Log:
+    """The node's log from a moment on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._from = path.stat().st_size if path.exists() else 0
+
+    def events(self) -> list[dict[str, Any]]:
+        """Events since then; lines that are not events, or not written to the end, are left out."""
+        with self._path.open("rb") as f:
+            f.seek(self._from)
+            lines = f.read().splitlines()
+        found = []
+        for line in lines:
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+        return [event for event in found if isinstance(event, dict)]
+
+    def wait_for(self, event: str, step: str | None, timeout: float) -> None:
+        """Return within milliseconds of an event."""
+        until = time.monotonic() + timeout
+        while not any(e.get("event") == event and e.get("step") == step for e in self.events()):
+            if time.monotonic() > until:
+                raise Broken(f"waited {timeout:.0f} s for {event} {step or ''} in the node's log")
+            time.sleep(0.005)
+
+
+class KillCampaign:
+    """A node, a PACS and a workstation; ``run`` plays rounds.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds the node, what the PACS got, the state and the log.
+    seed : int
+        Draws everything.
+    slices, matrix : int
+        Size of each study.
+    """
+
+    def __init__(self, folder: Path, seed: int, *, slices: int = 40, matrix: int = 128) -> None:
+        self.rounds = Rounds.opened(folder, seed)
+        self.folder = folder
+        self.slices, self.matrix = slices, matrix
+        self._usual: dict[str, float] = dict(FIRST_GUESS_S)
+
+    def run(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Play the rounds that were not passed yet; what was seen in each of ``numbers``.
+
+        Raises
+        ------
+        Broken
+            The node lost something, answered twice, or did not come to rest.
+        """
+        with new_pacs(self.folder / "pacs") as pacs:
+            pacs.delay_s = PACS_DELAY_S
+            node = RunningNode(self.folder / "node", pacs, quiet_s=QUIET_S)
+            evidence = Evidence(node, self.folder / "pacs")
+            with node:
+                for number in numbers:
+                    if not self.rounds.has(number):
+                        plan = Plan.draw(self.rounds.seed, number)
+                        said = self._round(node, pacs, evidence, plan)
+                        self.rounds.passed(number, said)
+                        self.rounds.say(_line(plan, said))
+                for said in self.rounds.done.values():  # an answer of an early round must not come again later
+                    evidence.one_answer(said["study"])
+        return [self.rounds.done[str(number)] for number in numbers]
+
+    def _round(self, node: RunningNode, pacs: Pacs, evidence: Evidence, plan: Plan) -> dict[str, Any]:
+        study = sample_study(
+            self.slices, patient_id=f"KILL-{plan.number}", seed=plan.study_seed, matrix=self.matrix, name="Kill^Round"
+        )
+        log, sent_before = Log(node.log), len(pacs.received)
+        with ThreadPoolExecutor(1) as pool:
+            began = time.monotonic()
+            sending = pool.submit(_send, study, node, plan.called)
+            after = self._strike(log, sending, plan)
+            node_pids = node.pids()
+            node.kill()
+            statuses = sending.result()
+        acknowledged = [ds for ds, status in zip(study, statuses, strict=True) if status == SUCCESS]
+        self._learn(log, statuses, time.monotonic() - began)
+        reached = _reached(log, len(acknowledged))
+        node.launch()
+        restarted = time.monotonic()
+        refused = [ds for ds in study if ds not in acknowledged]
+        tries = send_until_taken(refused, node, plan.called)
+        if plan.second_kill_s is not None:
+            time.sleep(max(0.0, plan.second_kill_s - (time.monotonic() - restarted)))
+            node_pids += node.pids()
+            node.kill()
+            node.launch()
+            restarted = time.monotonic()
+        if lost := evidence.lost(study):
+            raise Broken(f"round {plan.number}: {len(lost)} of {len(acknowledged)} acknowledged instances are lost")
+        node.wait_ready()
+        ready = time.monotonic() - restarted
+        wait_until(lambda: not _alive(node_pids), "the killed node's processes to end", ORPHANS_S)
+        settled = evidence.settle([str(study[0].StudyInstanceUID)])
+        return {
+            "phase": plan.phase,
+            "after_s": round(after, 3),
+            "reached": reached,
+            "second_kill_s": plan.second_kill_s and round(plan.second_kill_s, 2),
+            "called": plan.called,
+            "acknowledged": len(acknowledged),
+            "sent_again": tries and len(refused),
+            "ready_s": round(ready, 1),
+            "settled_s": round(settled, 1),
+            "deliveries": len(pacs.received) - sent_before,
+            "study": str(study[0].StudyInstanceUID),
+        }
+
+    def _strike(self, log: Log, sending: Future[list[int | None]], plan: Plan) -> float:
+        """Wait for the moment of the kill; seconds since the phase began."""
+        if plan.phase != "receive":
+            sending.result()
+            log.wait_for(*BEGINS[plan.phase], timeout=60)
+        after = plan.moment * self._usual[plan.phase]
+        time.sleep(after)
+        return after
+
+    def _learn(self, log: Log, statuses: Sequence[int | None], seconds: float) -> None:
+        """How long the phases take on this machine, for the next kill."""
+        for event in log.events():
+            if event.get("event") == "step_done" and event["step"] in self._usual:
+                self._usual[event["step"]] = event["seconds"]
+        if None in statuses:
+            share = sum(status == SUCCESS for status in statuses) / len(statuses)
+            self._usual["receive"] = min(seconds / max(share, 0.2), 5.0)
+
+
+def _send(study: Sequence[Dataset], node: RunningNode, called: str) -> list[int | None]:
+    """Statuses of a sending that the kill may break at any point; None where no answer came."""
+    try:
+        return Workstation(timeout=10).send(study, "127.0.0.1", node.dicom_port, called)
+    except (PeerError, OSError):
+        return [None] * len(study)
+
+
+def _reached(log: Log, acknowledged: int) -> str:
+    """How far the study had come when the kill struck, by the log."""
+    said = [e["event"] if e["event"] != "step_done" else e["step"] for e in log.events() if "event" in e]
+    known = ("deid", "archive", "embed", "index", "retrieve", "report", "result_delivered", "job_done")
+    done = [name for name in said if name in known]
+    if done:
+        return f"after {done[-1]}"
+    return "claimed" if "study_complete" in said else f"{acknowledged} acknowledged"
+
+
+def _alive(pids: Sequence[int]) -> list[int]:
+    """Which of these processes still run; a zombie has ended."""
+    found = []
+    for pid in pids:
+        try:
+            os.kill(pid, 0)
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (ProcessLookupError, FileNotFoundError):
+            continue
+        if state != "Z":
+            found.append(pid)
+    return found
+
+
+def _line(plan: Plan, said: dict[str, Any]) -> str:
+    second = f", again {said['second_kill_s']} s after the restart" if said["second_kill_s"] is not None else ""
+    return (
+        f"kill {plan.number}: {plan.phase} + {said['after_s']} s ({said['reached']}){second}; {said['called']}: "
+        f"{said['acknowledged']} acknowledged, all there; ready after {said['ready_s']} s, at rest after "
+        f"{said['settled_s']} s; one answer, sent {said['deliveries']} times"
+    )
