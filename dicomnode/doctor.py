@@ -6,10 +6,10 @@ printed. Works beside a running node and before a first start.
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -74,15 +74,20 @@ def check_data_dir(node: Node) -> Iterator[Diagnosis]:
     """The data folder can be written."""
     folder = node.data_dir
     parent = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        yield Diagnosis("data_dir", State.FAIL, f"{parent} cannot be written", f"chown or chmod {parent} for this user")
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # asks the file system itself: it may be mounted read-only
+            pass
+    except OSError as exc:
+        advice = f"chown or chmod {parent} for this user, or set [node] data_dir"
+        yield Diagnosis("data_dir", State.FAIL, f"{parent} cannot be written: {exc.strerror}", advice)
         return
     yield Diagnosis("data_dir", State.OK, str(folder.resolve()))
 
 
 def check_permissions(node: Node) -> Iterator[Diagnosis]:
     """The identified zone and the vault key are this user's alone."""
-    for path, wanted in ((node.settings.identified_dir, 0o700), (node.data_dir / "vault.key", 0o600)):
+    key = Path(node.settings.vault.key_file or node.data_dir / "vault.key")
+    for path, wanted in ((node.settings.identified_dir, 0o700), (key, 0o600)):
         if not path.exists():
             continue
         mode = stat.S_IMODE(path.stat().st_mode)

@@ -196,14 +196,14 @@ class Answers:
             ]
 
     def drop_slices(self, older_than: float) -> list[str]:
-        """Forget the key slices of answers made before a time. Returns their relative paths."""
+        """Forget the key slices of answers made before a time. Returns the relative paths that no answer needs."""
         old = sa.select(t.answers.c.id).where(t.answers.c.created < older_than)
+        path = t.result_slices.c.path
         with self.engine.begin() as db:
-            paths = list(
-                db.execute(sa.select(t.result_slices.c.path).where(t.result_slices.c.answer_id.in_(old))).scalars()
-            )
+            dropped = set(db.execute(sa.select(path).where(t.result_slices.c.answer_id.in_(old))).scalars())
             db.execute(t.result_slices.delete().where(t.result_slices.c.answer_id.in_(old)))
-        return paths
+            kept = set(db.execute(sa.select(path).distinct()).scalars())  # a later answer shows the same slice
+        return sorted(dropped - kept)
 
     def add_result(self, answer_id: int, kind: str, destination: str) -> int:
         """Row of a result, made when missing. Returns its id."""

@@ -135,7 +135,7 @@ class Catalogue:
             if study_id is None:
                 raise NotFound("no such study in the repository")
             db.execute(t.findings.delete().where(t.findings.c.study_id == study_id))
-            for f in findings:
+            for f in {(f.system[:32], f.code[:64]): f for f in findings}.values():  # a file may say it twice
                 db.execute(
                     t.findings.insert().values(
                         study_id=study_id,
@@ -155,18 +155,13 @@ class Catalogue:
 
     def studies_with_finding(self, text: str) -> set[PseudoUid]:
         """Studies that have a finding whose display or code holds every word of ``text``, whatever the case."""
-        found: set[PseudoUid] | None = None
+        words = text.casefold().split()
+        said: dict[PseudoUid, str] = {}
         with self.engine.connect() as db:
-            for word in text.split():
-                like = f"%{word.replace('%', '').replace('_', '')}%"
-                rows = db.execute(
-                    sa.select(t.studies.c.uid)
-                    .join(t.findings)
-                    .where(t.findings.c.display.ilike(like) | t.findings.c.code.ilike(like))
-                ).scalars()
-                here = {PseudoUid(u) for u in rows}
-                found = here if found is None else found & here
-        return found or set()
+            query = sa.select(t.studies.c.uid, t.findings.c.display, t.findings.c.code).join(t.findings)
+            for row in db.execute(query):  # folded here: SQLite folds ASCII only
+                said[row.uid] = f"{said.get(row.uid, '')}\n{row.display.casefold()}\n{row.code.casefold()}"
+        return {uid for uid, line in said.items() if words and all(word in line for word in words)}
 
     def patient_of(self, study: PseudoUid) -> Pseudonym | None:
         """Pseudonym of the study's patient, None when the study is not here."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.pool import NullPool
 
 BUSY_TIMEOUT_MS = 30_000  # a writer waits for another process's commit, it does not fail
@@ -21,8 +21,9 @@ def open_engine(target: Path | str, *, pooled: bool = True) -> Engine:
     SQLite transactions begin IMMEDIATE when written to through ``engine.begin()``: a reader that turns writer in
     mid-transaction would otherwise fail with "database is locked" however long it waits.
     """
-    url = f"sqlite:///{target}" if isinstance(target, Path) else target
-    if not url.startswith("sqlite"):
+    # a URL of its parts: in a written one, a "?" or "#" of the folder's name would end the path
+    url = URL.create("sqlite", database=str(target)) if isinstance(target, Path) else target
+    if isinstance(url, str) and not url.startswith("sqlite"):
         return create_engine(url, pool_pre_ping=True, hide_parameters=True)
     options: dict[str, Any] = {} if pooled else {"poolclass": NullPool}
     arguments = {"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}

@@ -6,15 +6,17 @@ folder synced. Never holds an original.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 from pathlib import Path
 
 from dicomnode.domain import PseudoUid
-from dicomnode.errors import NotFound, StorageFull
+from dicomnode.errors import DicomnodeError, NotFound, StorageFull
 
 _CHUNK = 1 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def sync_folder(folder: Path) -> None:
@@ -67,21 +69,32 @@ class ObjectStore:
         return path
 
     def put(self, source: Path, study: PseudoUid, instance: PseudoUid) -> str:
-        """Copy a file in, durable on return; the same name is replaced whole. Returns the relative path."""
+        """Copy a file in, durable on return; the same name is replaced whole. Returns the relative path.
+
+        Raises
+        ------
+        StorageFull
+            There is no room; whatever had the name before is still there.
+        DicomnodeError
+            The archive cannot be written otherwise.
+        """
         relative = self.relative(study, instance)
         target = self.folder / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(".part")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with source.open("rb") as src, part.open("wb") as dst:
                 shutil.copyfileobj(src, dst, _CHUNK)
                 dst.flush()
                 os.fsync(dst.fileno())
             part.replace(target)
-            sync_folder(target.parent)
+            for folder in (target.parent, target.parent.parent, self.folder):  # the two above may be new as well
+                sync_folder(folder)
         except OSError as exc:
-            part.unlink(missing_ok=True)
-            raise StorageFull(f"the archive cannot be written: {exc.strerror}", place=str(self.folder)) from None
+            if part.is_symlink() or part.is_file():
+                part.unlink()
+            kind = StorageFull if exc.errno in _FULL else DicomnodeError
+            raise kind(f"the archive cannot be written: {exc.strerror}", place=str(self.folder)) from None
         return relative
 
     def remove_study(self, study: PseudoUid) -> None:

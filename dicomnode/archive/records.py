@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from dicomnode.domain import Pseudonym, PseudoUid
 from dicomnode.errors import InputError
 
 _BAND_YEARS = 10
 _BAND_TOP = 90  # PS3.15 and HIPAA: ages over 89 are one group
+_READ_ERRORS = (  # what pydicom raises on a damaged file
+    InvalidDicomError,
+    BytesLengthException,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    NotImplementedError,
+    struct.error,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +59,7 @@ class InstanceRecord:
 
 def age_band(age: str) -> str:
     """Ten-year band of a DICOM age string (PS3.5 6.2 AS): ``043Y`` -> ``40-49``, over 89 -> ``90+``, else empty."""
-    if len(age) != 4 or not age[:3].isdigit():
+    if len(age) != 4 or not age[:3].isdigit() or age[3] not in "DWMY":
         return ""
     years = int(age[:3]) if age[3] == "Y" else 0
     if years >= _BAND_TOP:
@@ -75,28 +89,34 @@ def read_record(path: Path) -> InstanceRecord:
         If the file is not the DICOM object that the archive wrote.
     """
     try:
-        ds = pydicom.dcmread(path, stop_before_pixels=True)
-        return InstanceRecord(
-            uid=PseudoUid(str(ds.SOPInstanceUID)),
-            series_uid=PseudoUid(str(ds.SeriesInstanceUID)),
-            study_uid=PseudoUid(str(ds.StudyInstanceUID)),
-            patient=Pseudonym(str(ds.PatientID)),
-            sop_class=str(ds.SOPClassUID),
-            transfer_syntax=str(ds.file_meta.TransferSyntaxUID),
-            modality=_text(ds, "Modality", 16) or "OT",
-            series_number=_int(ds.get("SeriesNumber")),
-            series_description=_text(ds, "SeriesDescription", 64),
-            number=_int(ds.get("InstanceNumber")),
-            frames=_int(ds.get("NumberOfFrames")) or 1,
-            rows=_int(ds.get("Rows")),
-            columns=_int(ds.get("Columns")),
-            study_date=_text(ds, "StudyDate", 8),
-            study_description=_text(ds, "StudyDescription", 64),
-            body_part=_text(ds, "BodyPartExamined", 16),
-            manufacturer=_text(ds, "Manufacturer", 64),
-            sex=_text(ds, "PatientSex", 4),
-            age_band=age_band(_text(ds, "PatientAge", 4)),
-            bytes=path.stat().st_size,
-        )
-    except (InvalidDicomError, AttributeError, OSError) as exc:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the values are judged here, and the warning may quote them
+            return _record(path)
+    except _READ_ERRORS as exc:
         raise InputError(f"not an object of the archive ({type(exc).__name__})", place=path.name) from None
+
+
+def _record(path: Path) -> InstanceRecord:
+    ds = pydicom.dcmread(path, stop_before_pixels=True)
+    return InstanceRecord(
+        uid=PseudoUid(str(ds.SOPInstanceUID)),
+        series_uid=PseudoUid(str(ds.SeriesInstanceUID)),
+        study_uid=PseudoUid(str(ds.StudyInstanceUID)),
+        patient=Pseudonym(str(ds.PatientID)),
+        sop_class=str(ds.SOPClassUID),
+        transfer_syntax=str(ds.file_meta.TransferSyntaxUID),
+        modality=_text(ds, "Modality", 16) or "OT",
+        series_number=_int(ds.get("SeriesNumber")),
+        series_description=_text(ds, "SeriesDescription", 64),
+        number=_int(ds.get("InstanceNumber")),
+        frames=_int(ds.get("NumberOfFrames")) or 1,
+        rows=_int(ds.get("Rows")),
+        columns=_int(ds.get("Columns")),
+        study_date=_text(ds, "StudyDate", 8),
+        study_description=_text(ds, "StudyDescription", 64),
+        body_part=_text(ds, "BodyPartExamined", 16),
+        manufacturer=_text(ds, "Manufacturer", 64),
+        sex=_text(ds, "PatientSex", 4),
+        age_band=age_band(_text(ds, "PatientAge", 4)),
+        bytes=path.stat().st_size,
+    )

@@ -12,7 +12,7 @@ from dicomnode.errors import EXIT_FAILED, UsageError
 
 
 def deid_command(
-    paths: Annotated[list[Path], typer.Argument(help="DICOM files or folders.")],
+    paths: Annotated[list[Path] | None, typer.Argument(help="DICOM files or folders.")] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder for the de-identified files.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a JSON report here.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Do everything but keep no file.")] = False,
@@ -28,13 +28,18 @@ def deid_command(
 
     if explain is None and out_dir is None and not dry_run:
         raise UsageError("--out is needed (or --dry-run, or --explain FILE)", place="dicomnode deid")
+    if explain is None and not paths:
+        raise UsageError("a file or folder is needed", place="dicomnode deid")
     node = open_node(config)
     if explain is not None:
-        for line in explain_file(node.recipe, explain):
-            out.print(line, markup=False, highlight=False)
+        lines = list(explain_file(node.recipe, explain))
+        if json:
+            print_json({"file": explain, "attributes": lines})
+        else:
+            print("\n".join(lines))
         return
     with progress_bar("files", quiet=json) as update:
-        done = deidentify_files(node.deid_context, paths, None if dry_run else out_dir, update)
+        done = deidentify_files(node.deid_context, paths or [], None if dry_run else out_dir, update)
     node.deid.close()
     data = done.as_json(node.settings.deid.profile)
     if report is not None:

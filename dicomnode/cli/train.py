@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from dicomnode.cli.options import Json, out, print_json
+from dicomnode.cli.options import Config, Json, out, print_json
+from dicomnode.config import load_settings
+from dicomnode.telemetry.logging import configure_logging
 
 app = typer.Typer(help="Train the networks and write model packs.", no_args_is_help=True)
 
+
+class Encoder(StrEnum):
+    """What CE-Net starts from."""
+
+    LITE0 = "lite0"
+    RESNET34 = "resnet34"
+
+
 Data = Annotated[Path, typer.Option(help="Folder that holds the data sets (docs/training.md).")]
 Out = Annotated[Path, typer.Option(help="Folder of the run: checkpoint and curves. An interrupted run goes on.")]
+
+
+def _logs(config: Path | None) -> None:
+    """Progress of a training goes to stderr as the node's log."""
+    configure_logging(load_settings(config).node.log_level)
 
 
 def _report(figures: dict[str, object], json: bool) -> None:
@@ -29,16 +45,18 @@ def cenet(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder of the run. An interrupted run goes on.")],
     epochs: Annotated[int, typer.Option(min=1)] = 6,
     seed: int = 0,
-    encoder: Annotated[str, typer.Option(help="lite0 (ImageNet start) or resnet34.")] = "lite0",
+    encoder: Annotated[Encoder, typer.Option(help="lite0 (ImageNet start) or resnet34.")] = Encoder.LITE0,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Train CE-Net to outline lungs and infection on ct-lung-seg, split by volume.
 
-    Example: dicomnode train cenet --data ../shared/data --out runs/cenet
+    Example: dicomnode train cenet --data data --out runs/cenet
     """
     from dicomnode.models.training.cenet import CenetOptions, train_cenet
 
-    chosen: Literal["resnet34", "lite0"] = "resnet34" if encoder == "resnet34" else "lite0"
+    _logs(config)
+    chosen: Literal["resnet34", "lite0"] = "resnet34" if encoder is Encoder.RESNET34 else "lite0"
     options = CenetOptions(data=data, out=out_dir, encoder=chosen, imagenet=chosen == "lite0", epochs=epochs, seed=seed)
     _report(train_cenet(options), json)
 
@@ -46,20 +64,24 @@ def cenet(
 @app.command()
 def xception(
     data: Data,
-    cenet_run: Annotated[Path, typer.Option("--cenet", help="Checkpoint of 'train cenet' to go on from.")],
+    cenet_run: Annotated[Path, typer.Option("--cenet", help="Folder (or checkpoint) of 'train cenet'.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder of the run. An interrupted run goes on.")],
     pack: Annotated[Path | None, typer.Option(help="Write a model pack into this folder at the end.")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 12,
     seed: int = 0,
+    config: Config = None,
     json: Json = False,
 ) -> None:
     """Train Xception and CE-Net together on segmentation and diagnosis; optionally write a pack.
 
-    Example: dicomnode train xception --data ../shared/data --cenet runs/cenet --out runs/xception --pack packs/mine
+    Example: dicomnode train xception --data data --cenet runs/cenet --out runs/xception --pack packs/mine
     """
+    from dicomnode.models.training.run import CHECKPOINT
     from dicomnode.models.training.xception import XceptionOptions, train_xception
 
-    options = XceptionOptions(data=data, out=out_dir, cenet=cenet_run, epochs=epochs, seed=seed)
+    _logs(config)
+    checkpoint = cenet_run / CHECKPOINT if cenet_run.is_dir() else cenet_run
+    options = XceptionOptions(data=data, out=out_dir, cenet=checkpoint, epochs=epochs, seed=seed)
     figures = train_xception(options)
     if pack is not None:
         from dicomnode.models.training.build import BuildOptions, build_pack

@@ -44,6 +44,12 @@ _METHOD = re.compile(r"dicomnode: PS3\.15 Annex E, recipe [0-9a-f]{12}")
 _PSEUDO_UID = re.compile(r"2\.25\.(0|[1-9]\d{0,38})")
 _CLEANED_NUMBER = re.compile(r"\d{1,3}(\.\d{1,3})?([^\W\d_][^\W_]*)?")
 _AGE = re.compile(r"(\d{3})([DWMY])")
+# Value representations that could carry text but must not, PS3.5 table 6.2-1 (with ACR-NEMA's colons in TM).
+_FORMS = {
+    "DS": re.compile(r"[0-9eE.+\- ]*|[nN]a[nN]"),
+    "IS": re.compile(r"[0-9+\- .]*"),
+    "TM": re.compile(r"[0-9.: ]*(-[0-9.: ]*)?"),
+}
 _BLOCK = 1 << 20
 
 # Values that say nothing, by their text: what the profile's action D may leave.
@@ -168,6 +174,8 @@ class Auditor:
             return "an attribute that the profile removes is there"
         if element.VR == "UI":
             return "" if all(self._is_safe_uid(str(one), needles) for one in held) else "a UID was not replaced"
+        if (form := _FORMS.get(element.VR)) and not all(form.fullmatch(str(one)) for one in held):
+            return "a number or a time is something else"
         if expected == "nothing" and not all(_says_nothing(one) for one in held):
             return "an attribute that the profile empties has a value"
         if expected == "shifted" and not _is_shifted(element, original_date, subject.days):

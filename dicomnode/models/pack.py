@@ -194,6 +194,6 @@ def write_pack(
     files = {n: sha256_of(folder / n) for n in (WEIGHTS, GOLDEN, CARD)}
     manifest = Manifest(name, model_id_of(identity), status, identity, files, about)
     new = folder / f"{MANIFEST}.new"
-    new.write_text(json.dumps(manifest.as_json(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    new.write_text(json.dumps(manifest.as_json(), indent=1) + "\n", encoding="utf-8")
     new.replace(folder / MANIFEST)
     return Pack.load(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -52,9 +53,11 @@ def test_a_database_lies_under_the_very_name_that_was_asked_for(tmp_path: Path, 
 
 def test_a_transaction_that_will_write_holds_the_lock_from_its_first_moment(engine, tmp_path):
     """A reader that turns writer in mid-transaction would fail at once, however long it may wait."""
-    impatient = open_engine(tmp_path / "catalogue.sqlite3")
-    with engine.begin(), impatient.connect() as db:
-        db.exec_driver_sql("PRAGMA busy_timeout = 1")  # rolled back below: connect() began a transaction of its own
+    impatient = sqlite3.connect(tmp_path / "catalogue.sqlite3", timeout=0)
+    with engine.begin(), pytest.raises(sqlite3.OperationalError, match="locked"):
+        impatient.execute("BEGIN IMMEDIATE")
+    impatient.execute("BEGIN IMMEDIATE")
+    impatient.close()
 
 
 def test_readers_do_not_wait_for_a_writer(engine, tmp_path):

@@ -43,7 +43,7 @@ def test_several_processes_may_upgrade_at_once(tmp_path: Path):
     def one() -> None:
         try:
             upgrade(open_engine(tmp_path / "c.sqlite3"))
-        except BaseException as exc:
+        except (CatalogueError, sa.exc.SQLAlchemyError) as exc:
             failures.append(exc)
 
     threads = [threading.Thread(target=one) for _ in range(4)]

@@ -23,7 +23,7 @@ from dicomnode.models.preprocess import SIDE
 from dicomnode.models.tensors import standardise
 from dicomnode.models.training import figures
 from dicomnode.models.training.augment import to_unit
-from dicomnode.models.training.card import render_card
+from dicomnode.models.training.card import MODEL_ROW, RAW_ROW, render_card
 from dicomnode.models.training.cenet import build_cenet, dice_by_volume
 from dicomnode.models.training.data import LabelledData, load_covid_ct, load_sars, load_segmentation
 from dicomnode.models.training.run import load_checkpoint
@@ -159,9 +159,6 @@ def _fit(network: EmbeddingNet, images: Bytes, dim: int) -> float:
     return network.compaction.fit(torch.cat(full).clone())
 
 
-MODEL_ROW = "this pack"
-
-
 def measure(embedder: Embedder, cenet: CENet, covid: LabelledData, sars: LabelledData) -> dict[str, Any]:
     """Retrieval on COVID-CT (index train, queries val) and on SARS-CoV-2 (held-out blocks), with controls.
 
@@ -184,12 +181,12 @@ def measure(embedder: Embedder, cenet: CENet, covid: LabelledData, sars: Labelle
         "control: lungs masked out": row(
             embedder.embed(without_lungs(cenet, a)), embedder.embed(without_lungs(cenet, b))
         ),
-        "control: raw 32x32 pixels": row(figures.raw_pixels(index.images), figures.raw_pixels(queries.images)),
+        RAW_ROW: row(figures.raw_pixels(index.images), figures.raw_pixels(queries.images)),
     }
     other, asked = sars.part(sars.train), sars.part(~sars.train)
     pairs = {
         MODEL_ROW: (embedder.embed(_unit(other.images)), embedder.embed(_unit(asked.images))),
-        "control: raw 32x32 pixels": (figures.raw_pixels(other.images), figures.raw_pixels(asked.images)),
+        RAW_ROW: (figures.raw_pixels(other.images), figures.raw_pixels(asked.images)),
     }
     return {
         "index": len(index.labels),
