@@ -80,6 +80,7 @@ class QuarantineError(DicomnodeError):
 
     def __init__(self, reason: str, line: str, *, place: str = "", advice: str = "") -> None:
         super().__init__(line, place=place, advice=advice)
+        self.args = (reason, line)  # so that it survives pickling, as exceptions between processes do
         self.reason = reason
 
 

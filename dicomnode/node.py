@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dicomnode import __version__
 from dicomnode.config import Settings
-from dicomnode.errors import Busy, DicomnodeError, PeerRefused, SettingsError
+from dicomnode.errors import Busy, DicomnodeError, PeerRefused, SettingsError, VaultError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +104,14 @@ class Node:
             command=v.key_command,
         )
         make_folder(self.settings.identified_dir, private=True)
-        vault = Vault.open(self.settings.identified_dir / "vault.sqlite3", key)
+        path = self.settings.identified_dir / "vault.sqlite3"
+        if not path.exists() and self.catalogue.study_sources():
+            raise VaultError(
+                "the repository has studies but its vault is gone: new pseudonyms would not fit them",
+                place=str(path),
+                advice="restore the vault and its key from their backup",
+            )
+        vault = Vault.open(path, key)
         if vault.created:
             where = key.path or f"[vault] key_{key.name}"
             sys.stderr.write(f"vault created; its key is {where}: keep a copy of it elsewhere, it cannot be replaced\n")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 
@@ -29,6 +29,9 @@ from dicomnode.scp.supervisor import ChildSpec, Supervisor, python_module, watch
 from dicomnode.telemetry.audit import AuditEvent
 from dicomnode.telemetry.heartbeat import BEAT_S, beat, clear_beat, read_beats
 from dicomnode.telemetry.logging import configure_logging
+
+if TYPE_CHECKING:
+    from dicomnode.workflow.durable import DurableWorker
 
 log = structlog.get_logger(__name__)
 
@@ -169,7 +172,7 @@ def run_worker(node: Node, stop: threading.Event) -> None:
             alive = all(t.is_alive() for t in threads)
             detail: dict[str, Any] = {"model": True, "index": True, **_counts(node)}
             beat(node.runtime, "worker", state="serving" if alive else "failing", ready=alive, detail=detail)
-            _close(ctx)
+            _housekeeping(ctx, worker)
             if time.monotonic() - expired > EXPIRE_EVERY_S:
                 expire(ctx, keep_days=s.report.keep_days, result_days=s.retrieval.result_days)
                 ctx.spool.sweep(older_than_s=EXPIRE_EVERY_S)  # what killed receivers left, and jobs long done
@@ -198,6 +201,14 @@ def _keep_snapshot(node: Node, stop: threading.Event) -> None:
         else:
             if line:
                 log.info("snapshot_built", line=line)
+
+
+def _housekeeping(ctx: Any, worker: DurableWorker) -> None:
+    try:
+        worker.look_after()
+    except DicomnodeError as exc:  # tried again two seconds later
+        log.warning("housekeeping_failed", code=exc.code, line=exc.line)
+    _close(ctx)
 
 
 def _close(ctx: Any) -> None:

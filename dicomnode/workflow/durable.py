@@ -29,6 +29,10 @@ FIRST_RETRY_S = 1.0
 _UNUSED_POLL_S = 3600.0  # schedules and queues of DBOS are not used
 _LISTEN_S = 2.0  # nor are its notifications, but a stop waits for that thread's round
 OK, QUARANTINED = "ok", "quarantined"
+RELEASE = "see the log and 'dicomnode doctor', then: dicomnode quarantine release ID"
+RECOVERIES = 8  # of one study: what kills the worker every time must not stop the others; power cuts are rarer
+EXCEEDED = "MAX_RECOVERY_ATTEMPTS_EXCEEDED"
+TAKEN_UP = ("PENDING", "ENQUEUED", "DELAYED", "SUCCESS")  # recovery hands a run back through DBOS's own queue
 
 
 class StepFailed(DicomnodeError):
@@ -94,16 +98,25 @@ class DurableWorker:
                 with self._lock:
                     self._active.discard(job_id)
 
-        self._process: Callable[[int], str] = DBOS.workflow(name="process_study", max_recovery_attempts=1000)(
+        self._process: Callable[[int], str] = DBOS.workflow(name="process_study", max_recovery_attempts=RECOVERIES)(
             process_study
         )
 
     def launch(self) -> None:
         """Start DBOS: what this slot had begun is taken up again."""
         DBOS.launch()
+        self.look_after()
+
+    def look_after(self) -> None:
+        """Begin afresh what no run will take up any more; give up on a study under which the worker died repeatedly."""
         for job_id in self._ctx.spool.job_ids(JobState.RUNNING):
+            if job_id in self._active:
+                continue
             status = DBOS.get_workflow_status(_workflow_id(job_id))
-            if status is None or status.status not in ("PENDING", "SUCCESS"):
+            if status is not None and status.status == EXCEEDED:
+                line = f"the worker died {RECOVERIES} times while it worked on this study"
+                self._quarantine(job_id, QuarantineError("failed", line, place="worker", advice=RELEASE))
+            elif status is None or status.app_version != WORKFLOW_VERSION or status.status not in TAKEN_UP:
                 fresh = self._ctx.spool.requeue(job_id)  # begun under another version: it starts afresh
                 log.info("job_restarted", job=fresh)
 
@@ -168,7 +181,7 @@ class DurableWorker:
             "failed",
             f"the step {step!r} failed {STEP_ATTEMPTS} times ({kind})",
             place=step,
-            advice="see the log and 'dicomnode doctor', then: dicomnode quarantine release ID",
+            advice=RELEASE,
         )
         self._quarantine(job_id, error)
         return QUARANTINED

@@ -153,11 +153,11 @@ class KillCampaign:
             node.kill()
             statuses = sending.result()
         acknowledged = [ds for ds, status in zip(study, statuses, strict=True) if status == SUCCESS]
+        refused = [ds for ds, status in zip(study, statuses, strict=True) if status != SUCCESS]
         self._learn(log, statuses, time.monotonic() - began)
         reached = _reached(log, len(acknowledged))
         node.launch()
         restarted = time.monotonic()
-        refused = [ds for ds in study if ds not in acknowledged]
         tries = send_until_taken(refused, node, plan.called)
         if plan.second_kill_s is not None:
             time.sleep(max(0.0, plan.second_kill_s - (time.monotonic() - restarted)))
@@ -165,7 +165,7 @@ class KillCampaign:
             node.kill()
             node.launch()
             restarted = time.monotonic()
-        if lost := evidence.lost(study):
+        if lost := evidence.lost(acknowledged):
             raise Broken(f"round {plan.number}: {len(lost)} of {len(acknowledged)} acknowledged instances are lost")
         node.wait_ready()
         ready = time.monotonic() - restarted
