@@ -6,6 +6,7 @@ printed. Works beside a running node and before a first start.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import socket
 import stat
@@ -134,7 +135,7 @@ def check_vault(node: Node) -> Iterator[Diagnosis]:
     try:
         status = node.vault.status()
     except DicomnodeError as exc:
-        yield Diagnosis("vault", State.FAIL, str(exc), exc.advice or "restore the key from its backup")
+        yield Diagnosis("vault", State.FAIL, _told(exc), exc.advice or "restore the key from its backup")
         return
     yield Diagnosis("vault", State.OK, f"{status.patients} patients")
 
@@ -160,7 +161,7 @@ def check_model(node: Node) -> Iterator[Diagnosis]:
         embedder = node.embedder
     except DicomnodeError as exc:
         advice = exc.advice or "dicomnode models list, then set [models] pack or install the wheel again"
-        yield Diagnosis("model", State.FAIL, str(exc), advice)
+        yield Diagnosis("model", State.FAIL, _told(exc), advice)
         return
     yield Diagnosis("model", State.OK, f"{node.pack_dir.name} on {embedder.device}")
 
@@ -170,7 +171,8 @@ def check_index(node: Node) -> Iterator[Diagnosis]:
     try:
         problems = node.index.verify()
     except DicomnodeError as exc:
-        problems = [str(exc)]
+        yield Diagnosis("index", State.FAIL, _told(exc), exc.advice or "dicomnode index rebuild")
+        return
     if problems:
         yield Diagnosis("index", State.FAIL, problems[0], "dicomnode index rebuild")
     else:
@@ -191,9 +193,10 @@ def check_ports(node: Node) -> Iterator[Diagnosis]:
             try:
                 probe.bind((host, port))
             except OSError as exc:
-                yield Diagnosis(
-                    "ports", State.FAIL, f"{name} {port}: {exc.strerror}", f"stop the other program or set {name}"
-                )
+                advice = f"stop the other program or set {name}"
+                if exc.errno != errno.EADDRINUSE:
+                    advice = f"set {name.replace('port', 'host')} to an address of this machine"
+                yield Diagnosis("ports", State.FAIL, f"{name} {port}: {exc.strerror}", advice)
                 return
     yield Diagnosis("ports", State.OK, "this node serves them" if serving else "free")
 
@@ -208,12 +211,17 @@ def check_peers(node: Node) -> Iterator[Diagnosis]:
             seconds = echo(peer, calling)
         except DicomnodeError as exc:
             state = State.FAIL if peer.results else State.WARN
-            advice = exc.advice or f"check host, port and AE title of peer {peer.name}, and that it knows {calling}"
-            yield Diagnosis("peers", state, exc.line, advice)
+            advice = exc.advice or f"check host, port and AE title of peer {peer.name}"
+            yield Diagnosis("peers", state, exc.line, f"{advice}; our AE title is {calling}, its {peer.ae_title}")
         else:
             yield Diagnosis("peers", State.OK, f"{peer.name} answers C-ECHO in {seconds * 1000:.0f} ms")
     if not any(p.results for p in node.destinations):
         yield Diagnosis("peers", State.WARN, "no peer takes results", "set results = true for a [[dicom.peers]]")
+
+
+def _told(exc: DicomnodeError) -> str:
+    """The line with its place; the advice stands beside it."""
+    return f"{exc.place}: {exc.line}" if exc.place else exc.line
 
 
 CHECKS: tuple[tuple[str, Check], ...] = (

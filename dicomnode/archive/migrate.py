@@ -49,4 +49,8 @@ def upgrade(engine: Engine) -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except DatabaseError as exc:
-        raise CatalogueError(f"the catalogue cannot be opened: {type(exc.orig).__name__}") from None
+        raise CatalogueError(
+            f"the catalogue cannot be opened: {type(exc.orig).__name__}",
+            place="catalogue",
+            advice="restore it from a copy, or move it away and add the studies again",
+        ) from None

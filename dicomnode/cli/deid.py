@@ -30,6 +30,9 @@ def deid_command(
         raise UsageError("--out is needed (or --dry-run, or --explain FILE)", place="dicomnode deid")
     if explain is None and not paths:
         raise UsageError("a file or folder is needed", place="dicomnode deid")
+    for path in [*(paths or []), *([explain] if explain else [])]:
+        if not path.exists():
+            raise UsageError("no such file or folder", place=str(path))
     node = open_node(config)
     if explain is not None:
         lines = list(explain_file(node.recipe, explain))

@@ -24,6 +24,7 @@ class Encoder(StrEnum):
 
 Data = Annotated[Path, typer.Option(help="Folder that holds the data sets (docs/training.md).")]
 Out = Annotated[Path, typer.Option(help="Folder of the run: checkpoint and curves. An interrupted run goes on.")]
+Seed = Annotated[int, typer.Option(help="Draws everything random: the same seed gives the same run.")]
 
 
 def _logs(config: Path | None) -> None:
@@ -43,8 +44,8 @@ def _report(figures: dict[str, object], json: bool) -> None:
 def cenet(
     data: Data,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder of the run. An interrupted run goes on.")],
-    epochs: Annotated[int, typer.Option(min=1)] = 6,
-    seed: int = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 6,
+    seed: Seed = 0,
     encoder: Annotated[Encoder, typer.Option(help="lite0 (ImageNet start) or resnet34.")] = Encoder.LITE0,
     config: Config = None,
     json: Json = False,
@@ -67,8 +68,8 @@ def xception(
     cenet_run: Annotated[Path, typer.Option("--cenet", help="Folder (or checkpoint) of 'train cenet'.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder of the run. An interrupted run goes on.")],
     pack: Annotated[Path | None, typer.Option(help="Write a model pack into this folder at the end.")] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 12,
-    seed: int = 0,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 12,
+    seed: Seed = 0,
     config: Config = None,
     json: Json = False,
 ) -> None:

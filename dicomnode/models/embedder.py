@@ -22,7 +22,7 @@ from dicomnode.models.pack import Pack
 log = structlog.get_logger(__name__)
 
 # Larger tensors are mapped and unmapped by the allocator at each layer, which costs as much as the arithmetic.
-BATCH_CPU = 3
+BATCH_CPU = 2
 BATCH_CUDA = 128
 DEVICES = ("auto", "cpu", "cuda")
 

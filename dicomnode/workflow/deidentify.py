@@ -15,8 +15,9 @@ from dicomnode.deid.pool import DeidTask
 from dicomnode.deid.recipe import Recipe
 from dicomnode.deid.vault import Vault
 from dicomnode.errors import DicomnodeError, InputError, QuarantineError
+from dicomnode.models.headers import READ_ERRORS
 from dicomnode.workflow.context import DeidPort
-from dicomnode.workflow.identity import study_identity
+from dicomnode.workflow.identity import NOBODY, study_identity
 from dicomnode.workflow.ingest import find_files
 
 BATCH = 64
@@ -70,8 +71,9 @@ def deidentify_files(
 def _batch(ctx: DeidContext, files: Sequence[Path], tmp: Path, out: Path | None, outcome: Outcome) -> None:
     tasks = []
     for n, path in enumerate(files):
-        issuer, patient_id = study_identity([path], _study_uid(path), ctx.default_issuer)
-        tasks.append(DeidTask(path, tmp / f"{n}.dcm", ctx.vault.subject_for(issuer, patient_id, create=True)))
+        identity = study_identity([path], _study_uid(path), ctx.default_issuer)
+        subject = ctx.vault.subject_for(*identity, create=identity != NOBODY)
+        tasks.append(DeidTask(path, tmp / f"{n}.dcm", subject))
     for task, result in zip(tasks, ctx.deid.run(tasks), strict=True):
         if isinstance(result, QuarantineError):
             outcome.add(task.src, None, "quarantined", f"{result.reason}: {result}")
@@ -90,9 +92,9 @@ def _batch(ctx: DeidContext, files: Sequence[Path], tmp: Path, out: Path | None,
 def _study_uid(path: Path) -> str:
     try:
         ds = pydicom.dcmread(path, specific_tags=["StudyInstanceUID"], stop_before_pixels=True)
-    except (InvalidDicomError, OSError, ValueError, AttributeError, KeyError, NotImplementedError, EOFError):
+        return str(ds.get("StudyInstanceUID") or "")
+    except (InvalidDicomError, *READ_ERRORS):
         return ""
-    return str(ds.get("StudyInstanceUID") or "")
 
 
 def explain_file(recipe: Recipe, path: Path) -> Iterator[str]:
@@ -105,9 +107,9 @@ def explain_file(recipe: Recipe, path: Path) -> Iterator[str]:
     """
     try:
         ds = pydicom.dcmread(path, stop_before_pixels=True)
-    except (InvalidDicomError, OSError) as exc:
-        raise InputError(f"not DICOM ({type(exc).__name__})", place=str(path)) from None
-    yield from _explain(recipe, ds, str(ds.get("SOPClassUID") or ""), "")
+        yield from _explain(recipe, ds, str(ds.get("SOPClassUID") or ""), "")
+    except (InvalidDicomError, *READ_ERRORS) as exc:
+        raise InputError(f"not DICOM, or damaged ({type(exc).__name__})", place=str(path)) from None
 
 
 def _explain(recipe: Recipe, ds: pydicom.Dataset, sop_class: str, indent: str) -> Iterator[str]:

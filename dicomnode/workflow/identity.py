@@ -5,6 +5,7 @@ Reads the identified zone; what it returns goes to the vault and nowhere else.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,15 +13,16 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from dicomnode.errors import QuarantineError
+from dicomnode.models.headers import READ_ERRORS
 
 _TAGS = ["PatientID", "IssuerOfPatientID"]
+NOBODY = ("", "unreadable")  # neither a Patient ID nor a study: nobody's pseudonym is made for it
 
 
 def study_identity(paths: Sequence[Path], study_uid: str, default_issuer: str) -> tuple[str, str]:
-    """(issuer, Patient ID) of a study.
+    """(issuer, Patient ID) of a study; ``NOBODY`` where there is neither a Patient ID nor a study UID.
 
-    A study without Patient ID is nobody's in particular: it is its own patient, or two strangers would share
-    a pseudonym.
+    A study without Patient ID is its own patient, or two strangers would share a pseudonym.
 
     Raises
     ------
@@ -30,10 +32,12 @@ def study_identity(paths: Sequence[Path], study_uid: str, default_issuer: str) -
     found: set[tuple[str, str]] = set()
     for path in paths:
         try:
-            ds = pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True, force=True)
-            patient_id = str(ds.get("PatientID") or "").strip()
-            issuer = str(ds.get("IssuerOfPatientID") or "").strip() or default_issuer
-        except (InvalidDicomError, OSError, ValueError, AttributeError, KeyError, NotImplementedError, EOFError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pydicom quotes odd values in its warnings
+                ds = pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True, force=True)
+                patient_id = str(ds.get("PatientID") or "").strip()
+                issuer = str(ds.get("IssuerOfPatientID") or "").strip() or default_issuer
+        except (InvalidDicomError, *READ_ERRORS):
             continue  # unreadable: the de-identification names and holds that file
         if patient_id:
             found.add((issuer, patient_id))
@@ -44,4 +48,6 @@ def study_identity(paths: Sequence[Path], study_uid: str, default_issuer: str) -
             place="(0010,0020)",
             advice="correct the study in the PACS and send it again, then: dicomnode quarantine discard ID",
         )
-    return found.pop() if found else ("study", study_uid)
+    if found:
+        return found.pop()
+    return ("study", study_uid) if study_uid else NOBODY

@@ -22,13 +22,14 @@ from dicomnode.deid.iod import is_image
 from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import Finding, FindingStatus, OriginalUid, PseudoUid
 from dicomnode.errors import DicomnodeError, InputError, NotFound, UsageError
+from dicomnode.models.headers import READ_ERRORS
 from dicomnode.workflow.context import Context
 from dicomnode.workflow.identity import study_identity
 from dicomnode.workflow.process_study import STAGED, archive_records, embed_paths, index_folder
 
 log = structlog.get_logger(__name__)
 
-_TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+_TAGS = ["SOPClassUID", "StudyInstanceUID", "SOPInstanceUID"]
 SYSTEMS = frozenset({"SCT", "I10C", "I10", "I9C"})
 PRIVATE_SCHEME = "99"  # PS3.3 8.2: designators of private schemes begin so
 FINDING_COLUMNS = ("study", "system", "code", "display")
@@ -91,19 +92,19 @@ def group_by_study(files: Iterable[Path], added: Added) -> dict[str, list[_File]
     for path in files:
         try:
             ds = pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True)
+            sop_class, study, instance = (str(ds.get(k) or "") for k in _TAGS[:3])
         except InvalidDicomError:
             added.skip("not DICOM")
             continue
-        except (OSError, ValueError, AttributeError, KeyError, NotImplementedError, EOFError):
+        except READ_ERRORS:
             added.skip("unreadable")
             continue
-        study = str(ds.get("StudyInstanceUID") or "")
-        if not is_image(str(ds.get("SOPClassUID") or "")):
+        if not is_image(sop_class):
             added.skip("no image")
-        elif not study or not ds.get("SOPInstanceUID"):
+        elif not study or not instance:
             added.skip("missing UID")
         else:
-            studies.setdefault(study, []).append(_File(path, str(ds.SOPInstanceUID)))
+            studies.setdefault(study, []).append(_File(path, instance))
     return studies
 
 

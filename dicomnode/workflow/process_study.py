@@ -23,11 +23,11 @@ from dicomnode.archive.objects import sha256_of, sync_folder
 from dicomnode.archive.records import InstanceRecord, read_record
 from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import Answer, ModelId, OriginalUid, Pseudonym, PseudoUid, SliceRef, Verdict, VerdictKind
-from dicomnode.errors import DicomnodeError, QuarantineError
+from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull
 from dicomnode.index.cases import QueryStudy
 from dicomnode.scp.records import Job
 from dicomnode.workflow.context import Context, QueryImageRef
-from dicomnode.workflow.identity import study_identity
+from dicomnode.workflow.identity import NOBODY, study_identity
 from dicomnode.workflow.peers import destinations_for
 from dicomnode.workflow.reporting import SR, SR_ENHANCED, read_header, result_kinds
 
@@ -56,7 +56,7 @@ def deidentify(ctx: Context, job_id: int) -> None:
         line = f"{len(later)} images came again with the same UID and other bytes; the first were used"
         _hold(ctx, job_id, "version-conflict", [i.id for i in later], QuarantineError("version-conflict", line))
     issuer, patient_id = study_identity([i.path for i in first], job.study_uid, ctx.policy.default_issuer)
-    readable = bool(first and patient_id)  # nobody's pseudonym is made for what cannot even be read
+    readable = bool(first) and (issuer, patient_id) != NOBODY
     subject = ctx.vault.subject_for(issuer, patient_id, create=job.role.keeps and readable)
 
     folder = ctx.folders.job(job_id)
@@ -68,6 +68,8 @@ def deidentify(ctx: Context, job_id: int) -> None:
     refused: dict[str, list[int]] = {}
     lines: dict[str, DicomnodeError] = {}
     for instance, outcome in zip(first, outcomes, strict=True):
+        if isinstance(outcome, StorageFull):
+            raise outcome  # heals: the step is tried again, nothing is held for it
         if isinstance(outcome, DicomnodeError):
             reason = getattr(outcome, "reason", outcome.code)
             refused.setdefault(reason, []).append(instance.id)

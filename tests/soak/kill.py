@@ -34,9 +34,8 @@ BEGINS: dict[Phase, tuple[str, str | None]] = {
     "report": ("step_done", "retrieve"),
     "deliver": ("step_done", "report"),
 }
-FIRST_GUESS_S = {"receive": 0.5, "deid": 1.0, "embed": 1.5, "report": 0.3, "deliver": 1.5}
-OVERRUN = 1.3  # the kill may also strike just after the phase
-PACS_DELAY_S = 0.3  # of each C-STORE response, so that a kill can strike between the PACS's taking and our marking
+FIRST_GUESS_S = {"deid": 1.0, "embed": 1.0, "report": 0.1, "deliver": 1.5}
+PACS_DELAY_S = 0.6  # of each C-STORE response, so that a kill can strike between the PACS's taking and our marking
 QUIET_S = 4.0  # what was not acknowledged is sent again within it: one set of images, so one answer
 SECOND_KILL_SHARE = 0.3
 RECOVERY_S = 10.0
@@ -51,7 +50,7 @@ class Plan:
     number: int
     phase: Phase
     called: str
-    moment: float  # share of the phase after which the kill strikes
+    moment: float  # share of the phase (of "receive": of the instances) after which the kill strikes
     second_kill_s: float | None  # seconds after the restart
     study_seed: int
 
@@ -63,7 +62,7 @@ class Plan:
             number=number,
             phase=PHASES[number % len(PHASES)],
             called="QUERYONLY" if rng.random() < QUERY_ONLY_SHARE else "DICOMNODE",
-            moment=rng.random() * OVERRUN,
+            moment=rng.random(),
             second_kill_s=rng.uniform(0.0, RECOVERY_S) if rng.random() < SECOND_KILL_SHARE else None,
             study_seed=rng.randrange(100_000),
         )
@@ -146,15 +145,13 @@ class KillCampaign:
         )
         log, sent_before = Log(node.log), len(pacs.received)
         with ThreadPoolExecutor(1) as pool:
-            began = time.monotonic()
             sending = pool.submit(_send, study, node, plan.called)
-            after = self._strike(log, sending, plan)
+            after = self._strike(node, log, sending, plan)
             node_pids = node.pids()
             node.kill()
             statuses = sending.result()
         acknowledged = [ds for ds, status in zip(study, statuses, strict=True) if status == SUCCESS]
         refused = [ds for ds, status in zip(study, statuses, strict=True) if status != SUCCESS]
-        self._learn(log, statuses, time.monotonic() - began)
         reached = _reached(log, len(acknowledged))
         node.launch()
         restarted = time.monotonic()
@@ -170,6 +167,7 @@ class KillCampaign:
         node.wait_ready()
         ready = time.monotonic() - restarted
         wait_until(lambda: not _alive(node_pids), "the killed node's processes to end", ORPHANS_S)
+        self._learn(log)
         settled = evidence.settle([str(study[0].StudyInstanceUID)])
         return {
             "phase": plan.phase,
@@ -185,23 +183,25 @@ class KillCampaign:
             "study": str(study[0].StudyInstanceUID),
         }
 
-    def _strike(self, log: Log, sending: Future[list[int | None]], plan: Plan) -> float:
+    def _strike(self, node: RunningNode, log: Log, sending: Future[list[int | None]], plan: Plan) -> float:
         """Wait for the moment of the kill; seconds since the phase began."""
-        if plan.phase != "receive":
-            sending.result()
-            log.wait_for(*BEGINS[plan.phase], timeout=60)
+        if plan.phase == "receive":
+            began, spool = time.monotonic(), node.var / "identified" / "spool"
+            until = int(plan.moment * self.slices)
+            while len(list(spool.iterdir())) < until and not sending.done():
+                time.sleep(0.001)
+            return time.monotonic() - began
+        sending.result()
+        log.wait_for(*BEGINS[plan.phase], timeout=60)
         after = plan.moment * self._usual[plan.phase]
         time.sleep(after)
         return after
 
-    def _learn(self, log: Log, statuses: Sequence[int | None], seconds: float) -> None:
-        """How long the phases take on this machine, for the next kill."""
+    def _learn(self, log: Log) -> None:
+        """How long the steps take on this machine, for the next kill."""
         for event in log.events():
             if event.get("event") == "step_done" and event["step"] in self._usual:
                 self._usual[event["step"]] = event["seconds"]
-        if None in statuses:
-            share = sum(status == SUCCESS for status in statuses) / len(statuses)
-            self._usual["receive"] = min(seconds / max(share, 0.2), 5.0)
 
 
 def _send(study: Sequence[Dataset], node: RunningNode, called: str) -> list[int | None]:

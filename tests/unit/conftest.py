@@ -13,7 +13,7 @@ from dicomnode.archive.migrate import upgrade
 from dicomnode.config import Settings
 from dicomnode.models.embedder import Embedder
 from dicomnode.node import Node, packs_folder
-from dicomnode.testing import Pacs
+from dicomnode.testing import Pacs, free_port
 
 MakeNode = Callable[..., Node]
 
@@ -47,7 +47,8 @@ def make_node(embedder: Embedder) -> Iterator[MakeNode]:
             Settings(
                 **{
                     "node": {"data_dir": folder / "var", **sections.pop("node", {})},
-                    "dicom": {"peers": peers, **sections.pop("dicom", {})},
+                    "dicom": {"port": free_port(), "peers": peers, **sections.pop("dicom", {})},
+                    "web": {"port": free_port(), **sections.pop("web", {})},
                     "deid": {"workers": 1, **sections.pop("deid", {})},
                     **sections,
                 }

@@ -1,0 +1,480 @@
+"""The commands: help with an example, one JSON object, one line for an error, and exit codes 0, 1 and 2."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import logging
+import re
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+import typer
+from archive_samples import STUDY, an_answer
+from PIL import Image
+
+from dicomnode import __version__
+from dicomnode.cli import main
+from dicomnode.cli.app import app
+from dicomnode.cli.options import print_json, print_table
+from dicomnode.config import load_settings
+from dicomnode.domain import PseudoUid, Role
+from dicomnode.errors import InputError
+from dicomnode.models.embedder import Embedder
+from dicomnode.node import Node, packs_folder
+from dicomnode.testing import free_port, sample_repository, sample_study, write_study
+
+PATIENTS = 3
+EXAMPLE = re.compile(r"^Example: (dicomnode .+)$", re.MULTILINE)
+
+
+def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with its words."""
+    group = typer.main.get_command(app) if group is None else group
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+ALL = [pytest.param(words, command, id=" ".join(words)) for words, command in commands()]
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """The one object that was printed."""
+        return json.loads(self.out)
+
+    def error(self) -> str:
+        """The one line that was said."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: ")
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+def run(*arguments: str | Path) -> Done:
+    """A command in this process, through its entry point."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:
+        main([str(a) for a in arguments])
+    assert isinstance(left.value.code, int)
+    return Done(left.value.code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(no_settings_from_outside):
+    """An empty working folder; and logging, which every command sets up for its process, put back."""
+    root = logging.getLogger()
+    before = (root.handlers, root.level, sys.excepthook, threading.excepthook, logging.raiseExceptions)
+    yield
+    structlog.reset_defaults()
+    logging.captureWarnings(capture=False)
+    root.handlers, root.level, sys.excepthook, threading.excepthook, logging.raiseExceptions = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _model_loaded_once():
+    """The real model, loaded by the first command that needs it."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Embedder, "load", functools.cache(Embedder.load))
+    yield
+    patch.undo()
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A node's folder with some indexed phantoms, one answer and one held item."""
+
+    folder: Path
+    settings: Path
+    added: Done
+
+    def run(self, *arguments: str | Path) -> Done:
+        return run(*arguments, "--config", self.settings)
+
+    def node(self) -> Node:
+        return Node(load_settings(self.settings))
+
+
+def write_settings(folder: Path, text: str = "") -> Path:
+    path = folder / "node.toml"
+    path.write_text(
+        f"[node]\ndata_dir = {json.dumps(str(folder / 'var'))}\n[dicom]\nport = {free_port()}\npeers = []\n"
+        f"[web]\nport = {free_port()}\n[deid]\nworkers = 1\n{text}"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Repository:
+    folder = tmp_path_factory.mktemp("node")
+    settings = write_settings(folder)
+    findings = sample_repository(folder / "studies", PATIENTS, slices=2, matrix=64)
+    added = run("index", "add", folder / "studies", "--findings", findings, "--json", "--config", settings)
+    made = Repository(folder, settings, added)
+    node = made.node()
+    answer = node.answers.add(STUDY, [PseudoUid(f"{STUDY}.1")], an_answer(), role=Role.QUERY)
+    node.answers.add_result(answer.id, "sr", "pacs")
+    node.answers.set_accession(answer.id, node.vault.keyed_hash("accession", "ACC-1"))
+    node.quarantine.hold("audit", "something was left", place="(0010,0010)", advice="set [deid] options")
+    return made
+
+
+class TestEveryCommand:
+    @pytest.mark.parametrize(("words", "command"), ALL)
+    def test_has_help_with_an_example_that_it_understands(self, words, command):
+        done = run(*words, "--help")
+        assert (done.code, done.err) == (0, "")
+        assert "--config" in done.out
+        examples = EXAMPLE.findall(command.help)
+        assert examples, "no example"
+        for example in examples:
+            arguments = shlex.split(example)[1 + len(words) :]
+            assert example.startswith(f"dicomnode {' '.join(words)}")
+            command.make_context(" ".join(words), arguments).close()  # raises where an option is unknown
+
+    @pytest.mark.parametrize(("words", "command"), ALL)
+    def test_says_what_each_option_is_for(self, words, command):
+        options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+        assert [p.name for p in options if not p.help] == []
+
+    @pytest.mark.parametrize(("words", "command"), ALL)
+    def test_refuses_an_unknown_option_in_one_line(self, words, command):
+        done = run(*words, "--no-such-option")
+        assert done.code == 2
+        assert f"dicomnode {' '.join(words)}" in done.error()
+
+    @pytest.mark.parametrize(("words", "command"), ALL)
+    def test_refuses_an_unknown_setting_in_one_line_that_names_it(self, words, command, tmp_path):
+        settings = tmp_path / "node.toml"
+        settings.write_text("[dicom]\nprot = 1\n")
+        (tmp_path / "file").write_text("")
+        needed = ["1" if p.name in ("id_",) else str(tmp_path / "file") for p in command.params if p.required]
+        given = []
+        for parameter in (p for p in command.params if p.required):
+            value = "1" if parameter.name == "id_" else str(tmp_path / "file")
+            given += [value] if parameter.param_type_name == "argument" else [parameter.opts[0], value]
+        extra = {"deid": ["--dry-run", needed[0] if needed else str(tmp_path)]}.get(words[0], [])
+        extra += {("results", "find"): ["--study", "1"], ("index", "remove"): ["--study", "1"]}.get(words, [])
+        done = run(*words, *given, *extra, "--config", settings)
+        assert done.code == 2, done
+        assert "[dicom] prot" in done.error()
+
+
+class TestUsage:
+    def test_no_arguments_show_the_help(self):
+        done = run()
+        assert done.code == 2
+        assert "index" in done.out
+        assert done.err == ""
+
+    def test_a_group_alone_shows_its_commands(self):
+        done = run("results")
+        assert done.code == 2
+        assert "resend" in done.out
+
+    def test_the_version_is_told(self):
+        assert run("--version") == Done(0, f"dicomnode {__version__}\n", "")
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (["nosuch"], "nosuch"),
+            (["query"], "path"),
+            (["query", "x", "-k", "many"], "-k"),
+            (["query", "x", "-k", "0"], "-k"),
+            (["query", "nosuch.dcm"], "nosuch.dcm"),
+            (["serve", "--role", "cook"], "--role"),
+            (["results", "show", "x"], "ID"),
+            (["results", "find"], "--accession or --study"),
+            (["results", "find", "--study", "1", "--accession", "2"], "--accession or --study"),
+            (["index", "add", "nosuch"], "nosuch"),
+            (["index", "remove"], "--study or --patient"),
+            (["deid", "x"], "--out"),
+            (["deid", "--dry-run"], "file or folder"),
+            (["deid", "nosuch", "--dry-run"], "nosuch"),
+            (["doctor", "cure"], "cure"),
+            (["doctor", "route"], "file"),
+            (["train", "cenet", "--data", "d", "--out", "o", "--encoder", "vgg"], "--encoder"),
+            (["config", "check", "--config", "absent.toml"], "absent.toml"),
+        ],
+    )
+    def test_what_cannot_be_used_is_one_line_and_exit_2(self, arguments, named):
+        done = run(*arguments)
+        assert (done.code, done.out) == (2, "")
+        assert named in done.error()
+
+    def test_an_unknown_variable_of_the_environment_is_exit_2(self, monkeypatch):
+        monkeypatch.setenv("DICOMNODE__DICOM__PROT", "1")
+        done = run("config", "check")
+        assert done.code == 2
+        assert "DICOMNODE__DICOM__PROT" in done.error()
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (["results", "show", "99"], "result 99"),
+            (["results", "resend", "99"], "result 99"),
+            (["quarantine", "show", "99"], "quarantine 99"),
+            (["quarantine", "release", "99"], "quarantine 99"),
+            (["quarantine", "discard", "99"], "quarantine 99"),
+            (["index", "remove", "--study", "2.25.99"], "no such study"),
+            (["index", "exclude", "--patient", "DN-NOBODY"], "no such patient"),
+            (["models", "verify", "nosuch"], "nosuch"),
+            (["train", "cenet", "--data", "nowhere", "--out", "run"], "slices.csv"),
+            (["train", "xception", "--data", "nowhere", "--cenet", "run", "--out", "run"], "labels.csv"),
+            (["index", "add", "folder", "--findings", "absent.csv"], "absent.csv"),
+        ],
+    )
+    def test_what_fails_is_one_line_and_exit_1(self, arguments, named, tmp_path):
+        (tmp_path / "folder").mkdir()
+        done = run(*arguments)
+        assert done.code == 1
+        assert named in done.err.splitlines()[-1]
+        assert "Traceback" not in done.err
+
+    def test_a_report_that_cannot_be_written_is_one_line(self, repository, tmp_path):
+        study = write_study(sample_study(1, matrix=64), tmp_path / "s")
+        done = repository.run("deid", *study, "--dry-run", "--report", tmp_path / "absent" / "r.json")
+        assert done.code == 1
+        assert "absent/r.json: No such file or directory" in done.error()
+
+    def test_a_fault_of_the_program_is_one_line_without_what_it_was_about(self, monkeypatch):
+        def broken(*_: object) -> None:
+            raise RuntimeError("Doe^Jane")
+
+        monkeypatch.setattr("dicomnode.cli.config.load_settings", broken)
+        done = run("config", "show")
+        assert done.code == 1
+        assert "RuntimeError in" in done.error()
+        assert "Doe" not in done.err
+
+    def test_a_reader_that_goes_away_is_no_fault(self):
+        lines = subprocess.run(
+            f"{sys.executable} -m dicomnode.cli config show | head -1", shell=True, capture_output=True, text=True
+        )
+        assert lines.stdout.count("\n") == 1
+        assert "Traceback" not in lines.stderr
+
+
+class TestPrinting:
+    def test_names_of_settings_in_brackets_are_printed(self, repository):
+        shown = repository.run("quarantine", "show", "1")
+        assert "advice: set [deid] options" in shown.out
+        listed = repository.run("quarantine", "list")
+        assert "set [deid] options" in listed.out
+
+    def test_a_table_that_is_no_terminal_is_tabs_and_nothing_is_cut(self, capsys):
+        print_table("t", ["a", "b"], [["x" * 300, "[bold]"]])
+        assert capsys.readouterr().out == "a\tb\n" + "x" * 300 + "\t[bold]\n"
+
+    def test_json_holds_paths_and_other_scripts_as_they_are(self, capsys):
+        print_json({"path": Path("/a/b"), "name": "ñ 山"})
+        said = capsys.readouterr().out
+        assert json.loads(said) == {"path": "/a/b", "name": "ñ 山"}
+        assert "山" in said
+
+
+class TestJson:
+    def test_index_add(self, repository):
+        assert repository.added.code == 0, repository.added
+        data = repository.added.json()
+        assert (data["studies"], data["instances"], data["findings"]) == (PATIENTS, 2 * PATIENTS, 2)
+        assert data["skipped"] == {"not DICOM": 1}  # the findings file itself
+        again = repository.run("index", "add", repository.folder / "studies", "--json")
+        assert (again.code, again.json()["studies"], again.json()["already"]) == (0, 0, PATIENTS)
+
+    def test_index_add_of_nothing_that_can_be_added_is_exit_1(self, repository, tmp_path):
+        (tmp_path / "x.txt").write_text("no")
+        done = repository.run("index", "add", tmp_path, "--json")
+        assert (done.code, done.json()["studies"]) == (1, 0)
+
+    def test_index_status(self, repository):
+        data = repository.run("index", "status", "--json").json()
+        assert set(data) >= {"studies", "patients", "instances", "vectors", "tail", "model_id", "snapshot"}
+        assert (data["studies"], data["patients"], data["snapshot"]) == (PATIENTS, PATIENTS, None)
+        assert data["vectors"] == data["tail"] == 2 * PATIENTS
+
+    def test_index_verify_and_rebuild(self, repository):
+        done = repository.run("index", "verify", "--json")
+        assert (done.code, done.json()) == (0, {"ok": True, "problems": []})
+        data = repository.run("index", "rebuild", "--json").json()
+        assert data["embedded"] == 0
+        assert data["vectors"] == 2 * PATIENTS
+
+    def test_query(self, repository, tmp_path):
+        study = sample_study(2, matrix=64, patient_id="ASKING", seed=77)
+        write_study(study, tmp_path / "query")
+        done = repository.run("query", tmp_path / "query", "-k", "2", "--json")
+        assert done.code == 0
+        data = done.json()
+        wanted = {"query", "model_id", "verdict", "p", "no_similar_case", "calibrated", "cases"}
+        assert set(data) >= wanted
+        assert (data["verdict"], data["p"], data["no_similar_case"]) == ("repository-too-small", None, False)
+        assert [c["rank"] for c in data["cases"]] == [1, 2]
+        case = {"rank", "similarity", "subject", "study_uid", "modality", "status", "findings", "matches"}
+        for found in data["cases"]:
+            assert set(found) >= case
+            assert 0 <= found["similarity"] <= 1
+            assert all(set(m) == {"query_instance", "instance", "similarity"} for m in found["matches"])
+            assert all(set(f) == {"system", "code", "display"} for f in found["findings"])
+        assert "ASKING" not in done.out + done.err
+        assert study[0].StudyInstanceUID not in done.out + done.err
+
+    def test_query_of_words_finds_the_cases_that_have_them(self, repository, tmp_path):
+        Image.effect_noise((64, 64), 60).save(tmp_path / "a.png")
+        data = repository.run("query", tmp_path / "a.png", "--text", "nodule", "--json").json()
+        assert [c["findings"][0]["display"] for c in data["cases"]] == ["Nodule"]
+        assert repository.run("query", tmp_path / "a.png", "--text", "nothing-has-this", "--json").json()["cases"] == []
+
+    def test_query_for_people(self, repository, tmp_path):
+        Image.effect_noise((64, 64), 60).save(tmp_path / "a.png")
+        done = repository.run("query", tmp_path / "a.png")
+        assert done.code == 0
+        assert done.out.count("\n") == 2 + PATIENTS
+        assert "repository-too-small" in done.out
+
+    def test_results(self, repository):
+        (row,) = repository.run("results", "list", "--json").json()["results"]
+        assert set(row) >= {"id", "study_uid", "state", "destination", "created"}
+        assert (row["study_uid"], row["state"], row["destination"]) == (STUDY, "pending", "pacs")
+        shown = repository.run("results", "show", str(row["id"]), "--json").json()
+        assert shown["answer"]["cases"][0]["rank"] == 1
+        assert "/v/r/" in shown["link"]
+        for found in (["--study", STUDY], ["--accession", "ACC-1"]):
+            assert repository.run("results", "find", *found, "--json").json()["results"] == [row]
+        assert repository.run("results", "find", "--accession", "ACC-2", "--json").json() == {"results": []}
+
+    def test_a_result_whose_object_is_gone_cannot_be_sent_again(self, repository):
+        done = repository.run("results", "resend", "1")
+        assert done.code == 1
+        assert "send the study again" in done.error()
+
+    def test_quarantine(self, repository):
+        (item,) = [i for i in repository.run("quarantine", "list", "--json").json()["items"] if i["reason"] == "audit"]
+        assert set(item) >= {"id", "reason", "state"}
+        assert repository.run("quarantine", "show", str(item["id"]), "--json").json() == item
+
+    def test_an_item_without_objects_cannot_be_released_but_discarded_once(self, repository):
+        node = repository.node()
+        item = str(node.quarantine.hold("input", "a file of 'index add'"))
+        done = repository.run("quarantine", "release", item)
+        assert done.code == 2
+        assert "index add" in done.error()
+        assert repository.run("quarantine", "discard", item).code == 0
+        assert repository.run("quarantine", "discard", item).code == 2
+        events = [e["event"] for e in node.audit.read()] if hasattr(node.audit, "read") else []
+        assert events in ([], ["quarantine-discarded"])
+
+    def test_models(self, repository):
+        (pack,) = repository.run("models", "list", "--json").json()["packs"]
+        assert (pack["name"], pack["active"]) == ("cenet-xception", True)
+        data = repository.run("models", "verify", "--json").json()
+        assert data == {"ok": True, "name": "cenet-xception", "model_id": pack["model_id"]}
+        folder = packs_folder() / "cenet-xception"
+        data = repository.run("models", "compare", folder, folder, "--json").json()
+        assert data == {"overlap_at_10": 1.0, "studies": PATIENTS}
+
+    def test_config(self, repository):
+        assert repository.run("config", "check", "--json").json() == {"ok": True, "file": str(repository.settings)}
+        data = repository.run("config", "show", "--json").json()
+        assert set(data) >= {"node", "dicom", "deid", "vault", "models", "index", "retrieval", "report", "web"}
+
+    def test_config_check_refuses_what_the_recipe_cannot_honour(self, tmp_path):
+        settings = write_settings(tmp_path, 'options = ["clean-graphics"]\n')
+        done = run("config", "check", "--config", settings)
+        assert done.code == 2
+        assert "clean-graphics" in done.error()
+
+    def test_doctor(self, repository):
+        done = repository.run("doctor", "--json")
+        data = done.json()
+        assert (done.code, data["ok"]) == (0, True), data
+        assert all(set(c) == {"check", "state", "line", "advice"} for c in data["checks"])
+
+    def test_doctor_says_no_with_exit_1_and_the_advice(self, repository):
+        key = repository.folder / "var" / "vault.key"
+        key.chmod(0o644)
+        try:
+            done = repository.run("doctor")
+        finally:
+            key.chmod(0o600)
+        assert done.code == 1
+        assert f"-> chmod 600 {key}" in done.out
+
+    def test_doctor_route(self, repository, tmp_path):
+        (file,) = write_study(sample_study(1, matrix=64), tmp_path)
+        done = repository.run("doctor", "route", file, "--json")
+        assert (done.code, done.json()["ok"]) == (0, True)
+
+    def test_deid(self, repository, tmp_path):
+        (file,) = write_study(sample_study(1, matrix=64), tmp_path / "in")
+        (tmp_path / "in" / "junk").write_text("no")
+        done = repository.run("deid", tmp_path / "in", "--out", tmp_path / "out", "--json")
+        assert done.code == 1
+        data = done.json()
+        assert set(data) == {"files", "counts", "profile"}
+        assert data["counts"] == {"ok": 1, "quarantined": 1, "failed": 0}
+        (ok,) = [f for f in data["files"] if f["status"] == "ok"]
+        assert (ok["input"], Path(ok["output"]).is_file()) == (str(file), True)
+
+    def test_deid_explain(self, repository, tmp_path):
+        (file,) = write_study(sample_study(1, matrix=64, name="Doe^Jane"), tmp_path)
+        done = repository.run("deid", "--explain", file, "--json")
+        assert done.code == 0
+        assert any("Patient's Name" in line for line in done.json()["attributes"])
+        assert "Doe" not in done.out
+        assert "Patient's Name" in repository.run("deid", "--explain", file).out
+
+    def test_training_prints_its_figures_as_one_object(self, tmp_path, monkeypatch):
+        """A real run takes minutes (test_models_training has a short one): here what it returns is printed."""
+        figures = {"checkpoint": tmp_path / "checkpoint.pt", "mean": {"lungs": 0.9}}
+        monkeypatch.setattr("dicomnode.models.training.cenet.train_cenet", lambda _options: figures)
+        done = run("train", "cenet", "--data", tmp_path, "--out", tmp_path, "--json")
+        assert done.json() == {"checkpoint": str(tmp_path / "checkpoint.pt"), "mean": {"lungs": 0.9}}
+
+
+class TestRepositoryCommands:
+    def test_remove_and_exclude_are_recorded_and_done(self, tmp_path):
+        settings = write_settings(tmp_path)
+        sample_repository(tmp_path / "studies", 2, slices=1, matrix=64)
+        assert run("index", "add", tmp_path / "studies", "--config", settings).code == 0
+        node = Node(load_settings(settings))
+        (one, patient, _), (two, _, _) = node.catalogue.study_sources()
+        assert run("index", "exclude", "--patient", patient, "--config", settings).code == 0
+        assert run("index", "remove", "--study", two, "--config", settings).code == 0
+        status = run("index", "status", "--json", "--config", settings).json()
+        assert (status["studies"], status["excluded_patients"]) == (1, 1)
+        trail = "".join(p.read_text() for p in (tmp_path / "var" / "audit").iterdir())
+        assert "case-excluded" in trail
+        assert "case-removed" in trail
+        assert run("index", "remove", "--patient", patient, "--config", settings).code == 0
+        assert run("index", "status", "--json", "--config", settings).json()["studies"] == 0
+        assert not list((tmp_path / "var" / "archive").rglob("*.dcm"))
+        assert one
+
+
+def test_the_line_of_an_error_names_place_and_advice(monkeypatch):
+    def broken(*_: object) -> None:
+        raise InputError("is damaged", place="file.dcm", advice="send it again")
+
+    monkeypatch.setattr("dicomnode.cli.config.load_settings", broken)
+    assert run("config", "show") == Done(1, "", "error: file.dcm: is damaged (send it again)\n")
