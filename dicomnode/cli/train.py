@@ -44,7 +44,7 @@ def _report(figures: dict[str, object], json: bool) -> None:
 def cenet(
     data: Data,
     out_dir: Annotated[Path, typer.Option("--out", help="Folder of the run. An interrupted run goes on.")],
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 6,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 12,
     seed: Seed = 0,
     encoder: Annotated[Encoder, typer.Option(help="lite0 (ImageNet start) or resnet34.")] = Encoder.LITE0,
     config: Config = None,
@@ -68,7 +68,7 @@ def xception(
     cenet_run: Annotated[Path, typer.Option("--cenet", help="Folder (or checkpoint) of 'train cenet'.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder of the run. An interrupted run goes on.")],
     pack: Annotated[Path | None, typer.Option(help="Write a model pack into this folder at the end.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 12,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 30,
     seed: Seed = 0,
     config: Config = None,
     json: Json = False,

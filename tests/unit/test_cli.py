@@ -381,8 +381,8 @@ class TestJson:
         assert "index add" in done.error()
         assert repository.run("quarantine", "discard", item).code == 0
         assert repository.run("quarantine", "discard", item).code == 2
-        events = [e["event"] for e in node.audit.read()] if hasattr(node.audit, "read") else []
-        assert events in ([], ["quarantine-discarded"])
+        trail = "".join(p.read_text() for p in (repository.folder / "var" / "audit").iterdir())
+        assert trail.count("quarantine-discarded") == 1
 
     def test_models(self, repository):
         (pack,) = repository.run("models", "list", "--json").json()["packs"]
