@@ -147,7 +147,7 @@ def run_receiver(node: Node, stop: threading.Event, name: str, listener: socket.
 def run_worker(node: Node, stop: threading.Event) -> None:
     """A worker process: turns quiet studies into answers and delivers them, until told to stop."""
     from dicomnode.workflow.durable import DurableWorker
-    from dicomnode.workflow.housekeeping import expire
+    from dicomnode.workflow.housekeeping import expire, name_held
     from dicomnode.workflow.outbox import Outbox
     from dicomnode.workflow.scheduler import Scheduler
 
@@ -156,6 +156,7 @@ def run_worker(node: Node, stop: threading.Event) -> None:
     ctx = node.context
     worker = DurableWorker(ctx, node.data_dir / "workflow.sqlite3")
     worker.launch()
+    name_held(ctx)
     scheduler = Scheduler(ctx.spool, worker, s.dicom.study_quiet_s)
     outbox = Outbox(ctx.answers, ctx.folders, ctx.destinations, node.send, ctx.metrics, lambda: _close(ctx))
     threads = [
@@ -172,6 +173,8 @@ def run_worker(node: Node, stop: threading.Event) -> None:
             alive = all(t.is_alive() for t in threads)
             detail: dict[str, Any] = {"model": True, "index": True, **_counts(node)}
             beat(node.runtime, "worker", state="serving" if alive else "failing", ready=alive, detail=detail)
+            if not alive:
+                raise DicomnodeError("a thread of the worker ended", place="worker", advice="see the log above")
             _housekeeping(ctx, worker)
             if time.monotonic() - expired > EXPIRE_EVERY_S:
                 expire(ctx, keep_days=s.report.keep_days, result_days=s.retrieval.result_days)

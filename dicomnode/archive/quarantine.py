@@ -44,16 +44,19 @@ class Quarantine:
         self.engine = engine
 
     def hold(self, reason: str, line: str, *, place: str = "", advice: str = "", job_id: int | None = None) -> int:
-        """Add an item; the same reason for the same job is not repeated. Returns its id."""
+        """Add an item; the same reason for the same job (or, without one, the same place) is not repeated.
+
+        Returns its id.
+        """
+        c = t.quarantine.c
+        if job_id is not None:
+            same = c.job_id == job_id
+        else:
+            same = c.job_id.is_(None) & (c.place == place[:64]) & (c.line == line[:255]) & (sa.literal(bool(place)))
         with self.engine.begin() as db:
-            if job_id is not None:
-                found = db.execute(
-                    sa.select(t.quarantine.c.id).where(
-                        t.quarantine.c.job_id == job_id, t.quarantine.c.reason == reason, t.quarantine.c.state == HELD
-                    )
-                ).scalar()
-                if found is not None:
-                    return int(found)
+            found = db.execute(sa.select(c.id).where(same, c.reason == reason[:32], c.state == HELD)).scalar()
+            if found is not None:
+                return int(found)
             insert = t.quarantine.insert().values(
                 reason=reason[:32],
                 line=line[:255],

@@ -9,26 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-import numpy.typing as npt
-from pydicom.dataset import Dataset
+if TYPE_CHECKING:  # every process of the node needs the folders, only a worker the parts
+    import numpy as np
+    import numpy.typing as npt
+    from pydicom.dataset import Dataset
 
-from dicomnode.archive.answers import Answers, StoredAnswer
-from dicomnode.archive.catalogue import Catalogue
-from dicomnode.archive.objects import ObjectStore
-from dicomnode.archive.quarantine import Quarantine
-from dicomnode.deid.engine import DeidResult
-from dicomnode.deid.pool import DeidTask
-from dicomnode.deid.vault import Vault
-from dicomnode.domain import Answer, ModelId, OriginalUid, PseudoUid, SliceRef
-from dicomnode.errors import DicomnodeError
-from dicomnode.index.cases import QueryStudy
-from dicomnode.models.study import StudyEmbedding
-from dicomnode.scp.spool import Spool
-from dicomnode.telemetry.metrics import Metrics
-from dicomnode.workflow.peers import Destination
+    from dicomnode.archive.answers import Answers, StoredAnswer
+    from dicomnode.archive.catalogue import Catalogue
+    from dicomnode.archive.objects import ObjectStore
+    from dicomnode.archive.quarantine import Quarantine
+    from dicomnode.deid.engine import DeidResult
+    from dicomnode.deid.pool import DeidTask
+    from dicomnode.deid.vault import Vault
+    from dicomnode.domain import Answer, ModelId, OriginalUid, PseudoUid, SliceRef
+    from dicomnode.errors import DicomnodeError
+    from dicomnode.index.cases import QueryStudy
+    from dicomnode.models.study import StudyEmbedding
+    from dicomnode.scp.spool import Spool
+    from dicomnode.telemetry.metrics import Metrics
+    from dicomnode.workflow.peers import Destination
 
 
 class DeidPort(Protocol):

@@ -17,6 +17,7 @@ from dicomnode.workflow.context import Context
 log = structlog.get_logger(__name__)
 
 DAY_S = 86400.0
+ADVICE = "release ID, to see what is wrong with them, or discard ID"
 
 
 def close_jobs(ctx: Context) -> int:
@@ -36,6 +37,18 @@ def close_jobs(ctx: Context) -> int:
         log.info("job_done", job=job.id)
         closed += 1
     return closed
+
+
+def name_held(ctx: Context) -> int:
+    """Give each held job an item of the quarantine, where a kill came between the two. Returns how many lacked one."""
+    named = {item.job_id for item in ctx.quarantine.items()}
+    nameless = [job_id for job_id in ctx.spool.job_ids(JobState.QUARANTINED) if job_id not in named]
+    for job_id in nameless:
+        job = ctx.spool.job(job_id)
+        line = f"{len(job.instances)} of a study's objects were held when the node was stopped"
+        item = ctx.quarantine.hold(job.note or "failed", line, job_id=job_id, advice=f"dicomnode quarantine {ADVICE}")
+        log.warning("quarantined", job=job_id, item=item, reason=job.note or "failed")
+    return len(nameless)
 
 
 def expire(ctx: Context, *, keep_days: int, result_days: int, now: float | None = None) -> None:

@@ -21,7 +21,7 @@ from dicomnode.archive.records import read_record
 from dicomnode.deid.iod import is_image
 from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import Finding, FindingStatus, OriginalUid, PseudoUid
-from dicomnode.errors import DicomnodeError, InputError, NotFound, UsageError
+from dicomnode.errors import DicomnodeError, InputError, NotFound, StorageFull, UsageError
 from dicomnode.models.headers import READ_ERRORS
 from dicomnode.workflow.context import Context
 from dicomnode.workflow.identity import study_identity
@@ -154,20 +154,25 @@ def add_paths(
             progress(done, len(studies))
         try:
             _add_study(ctx, study_uid, files, added)
+        except StorageFull:
+            raise  # the rest would fail alike; a later run goes on where this one ended
         except DicomnodeError as exc:
-            _refused(ctx, added, exc, len(files))
-    _add_findings(ctx, stated, studies, added)
+            _refused(ctx, added, exc, study_uid, [f.path for f in files])
+    _add_findings(ctx, stated, studies, added, findings_file.parent if findings_file else Path())
     if progress:
         progress(len(studies), len(studies))
     return added
 
 
-def _refused(ctx: Context, added: Added, exc: DicomnodeError, files: int) -> None:
+def _refused(ctx: Context, added: Added, exc: DicomnodeError, study_uid: str, files: Sequence[Path]) -> None:
+    """Hold files of a study by its pseudonymous UID; which files they are is told to the operator alone."""
     reason = getattr(exc, "reason", exc.code)
     advice = exc.advice or "the files were left where they are"
-    item = ctx.quarantine.hold(reason, f"{files} files of 'index add': {exc.line}", place=exc.place, advice=advice)
-    added.quarantined += files
-    added.notes.append(f"quarantine {item}: {reason}: {files} files: {exc.line}")
+    said = f"{exc.place} {exc.line}" if exc.place else exc.line
+    line = f"{len(files)} files of 'index add': {said}"
+    item = ctx.quarantine.hold(reason, line, place=ctx.vault.uid(OriginalUid(study_uid)), advice=advice)
+    added.quarantined += len(files)
+    added.notes.append(f"quarantine {item}: {reason}: {len(files)} files, {files[0]} first: {said}")
     ctx.metrics.quarantined(reason)
 
 
@@ -185,12 +190,14 @@ def _add_study(ctx: Context, study_uid: str, files: Sequence[_File], added: Adde
         staged = folder / STAGED
         staged.mkdir(parents=True)
         outcomes = ctx.deid.run([DeidTask(f.path, staged / f"{n}.dcm", subject) for n, f in enumerate(files)])
-        refused: dict[str, list[DicomnodeError]] = {}
-        for outcome in outcomes:
+        refused: dict[str, list[tuple[DicomnodeError, Path]]] = {}
+        for file, outcome in zip(files, outcomes, strict=True):
+            if isinstance(outcome, StorageFull):
+                raise outcome
             if isinstance(outcome, DicomnodeError):
-                refused.setdefault(getattr(outcome, "reason", outcome.code), []).append(outcome)
+                refused.setdefault(getattr(outcome, "reason", outcome.code), []).append((outcome, file.path))
         for errors in refused.values():
-            _refused(ctx, added, errors[0], len(errors))
+            _refused(ctx, added, errors[0][0], study_uid, [path for _, path in errors])
         records = [(p, read_record(p)) for p in sorted(staged.glob("*.dcm"))]
         if not records:
             return
@@ -204,15 +211,17 @@ def _add_study(ctx: Context, study_uid: str, files: Sequence[_File], added: Adde
 
 
 def _add_findings(
-    ctx: Context, stated: dict[str, list[Finding]], studies: dict[str, list[_File]], added: Added
+    ctx: Context, stated: dict[str, list[Finding]], studies: dict[str, list[_File]], added: Added, base: Path
 ) -> None:
-    by_path = {str(f.path.resolve()): uid for uid, files in studies.items() for f in files}
+    """State findings; a path is absolute, or relative to the findings file (``base``) or the working folder."""
+    by_path = {f.path.resolve(): uid for uid, files in studies.items() for f in files}
+    by_study: dict[str, list[Finding]] = {}
     for key, findings in stated.items():
-        original = key
-        if key not in studies:
-            wanted = str(Path(key).resolve())
-            inside = [uid for path, uid in by_path.items() if path == wanted or path.startswith(wanted + "/")]
-            original = inside[0] if inside else key
+        wanted = {(base / key).resolve(), Path(key).resolve()}
+        inside = (uid for path, uid in by_path.items() if not wanted.isdisjoint({path, *path.parents}))
+        original = key if key in studies else next(inside, key)
+        by_study.setdefault(original, []).extend(findings)
+    for original, findings in by_study.items():
         try:
             ctx.catalogue.set_findings(ctx.vault.uid(OriginalUid(original)), findings, FindingStatus.PRESENT)
             added.findings += len(findings)

@@ -82,7 +82,7 @@ def add_labels(ctx: Context, path: Path, progress: Progress | None = None) -> Ad
     cases: dict[str, list[LabelRow]] = {}
     for row in read_labels(path):
         cases.setdefault(f"patient:{row.patient}" if row.patient else f"path:{row.path}", []).append(row)
-    issuer = f"labels:{path.resolve().parent.name}"
+    issuer = f"labels:{path.resolve().parent}"  # two data sets may both lie in a folder "images"
     for done, (key, rows) in enumerate(cases.items()):
         if progress:
             progress(done, len(cases))
@@ -97,10 +97,10 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
     if ctx.vectors.has_study(study) and len(ctx.catalogue.known_instances(study)) >= len(rows):
         added.already += 1
         return
-    pictures: list[tuple[LabelRow, Grey]] = []
-    for row in rows:
+    pictures: list[tuple[int, LabelRow, Grey]] = []
+    for number, row in enumerate(rows, start=1):  # by its row: the others may become readable later
         try:
-            pictures.append((row, read_picture(row.path)))
+            pictures.append((number, row, read_picture(row.path)))
         except InputError as exc:
             added.skip(exc.line)
         except DicomnodeError as exc:
@@ -115,18 +115,18 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
     try:
         refs: list[SliceRef] = []
         records = []
-        for number, (row, picture) in enumerate(pictures, start=1):
+        for number, row, picture in pictures:
             instance = ctx.vault.uid(OriginalUid(f"{issuer}/{key}/{row.path.name}/{number}"))
             target = folder / f"{number}.dcm"
             _capture(picture, pseudonym, study, series, instance, number).save_as(target, enforce_file_format=True)
             records.append((target, read_record(target)))
             refs.append(SliceRef(instance, series, study, pseudonym))
         archive_records(ctx, records, source="labels")
-        images = np.stack([picture_pixels(Image.fromarray(p)) for _, p in pictures])
+        images = np.stack([picture_pixels(Image.fromarray(p)) for *_, p in pictures])
         added.vectors += ctx.vectors.add(refs, ctx.embedder.embed_images(images))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    labels = sorted({row.label for row, _ in pictures})
+    labels = sorted({row.label for _, row, _ in pictures})
     status, findings = finding_of(labels[0])
     for label in labels[1:]:
         more_status, more = finding_of(label)

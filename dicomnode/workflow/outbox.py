@@ -25,8 +25,10 @@ from dicomnode.workflow.peers import Destination
 log = structlog.get_logger(__name__)
 
 POLL_S = 0.5
+AFTER_FAULT_S = 2.0
 FIRST_BACKOFF_S = 2.0
 MAX_BACKOFF_S = 300.0
+WRITTEN_WITHIN_S = 600.0  # a step's retries and a restart; later the report step itself has the result sent again
 
 Send = Callable[[Destination, Path], None]
 
@@ -67,10 +69,11 @@ class Outbox:
 
     def tick(self) -> None:
         """One round: start a delivery for each peer that has something due and no delivery under way."""
+        for name in [n for n, under_way in self._busy.items() if under_way.done()]:
+            self._busy.pop(name).result()  # a fault of the last round is told, not lost
         due = sorted(self._answers.due(time.time(), 2 * MAX_BACKOFF_S), key=lambda r: r.destination)
         for name, results in groupby(due, key=lambda r: r.destination):
-            under_way = self._busy.get(name)
-            if under_way is None or under_way.done():
+            if name not in self._busy:
                 self._busy[name] = self._pool.submit(self._deliver, name, list(results))
 
     def run(self, stop: threading.Event) -> None:
@@ -81,10 +84,15 @@ class Outbox:
             except DicomnodeError as exc:
                 log.warning("outbox_failed", code=exc.code, line=exc.line)
                 stop.wait(1.0)
+            except Exception as exc:  # noqa: BLE001 - a database that is away, a fault: nothing may end the delivery
+                log.error("outbox_failed", exc_info=exc)
+                stop.wait(AFTER_FAULT_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _deliver(self, name: str, results: list[Result]) -> None:
         for position, result in enumerate(results):
+            if self._being_written(result):
+                continue
             try:
                 self._send_one(name, result)
             except PeerRefused as exc:
@@ -101,6 +109,12 @@ class Outbox:
                     "result_delivered", result=result.id, peer=name, kind=result.kind, attempts=result.attempts + 1
                 )
                 self._after()
+
+    def _being_written(self, result: Result) -> bool:
+        """Whether the report step has yet to write the object: it comes after its row, later still after a kill."""
+        untried = result.attempts == 0 and result.resends == 0
+        young = time.time() - result.created < WRITTEN_WITHIN_S
+        return untried and young and not self._folders.sent(result.id).exists()
 
     def _send_one(self, name: str, result: Result) -> None:
         peer = self._peers.get(name)

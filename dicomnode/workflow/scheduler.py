@@ -22,6 +22,7 @@ from dicomnode.workflow.durable import DurableWorker
 log = structlog.get_logger(__name__)
 
 POLL_S = 0.25
+AFTER_FAULT_S = 2.0
 MAX_ACTIVE = 2  # one computes while the other reads or writes
 
 
@@ -83,3 +84,6 @@ class Scheduler:
             except DicomnodeError as exc:
                 log.warning("scheduler_failed", code=exc.code, line=exc.line)
                 stop.wait(1.0)
+            except Exception as exc:  # noqa: BLE001 - the durable log may be away: nothing may end the timer
+                log.error("scheduler_failed", exc_info=exc)
+                stop.wait(AFTER_FAULT_S)

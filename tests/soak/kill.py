@@ -12,7 +12,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ BEGINS: dict[Phase, tuple[str, str | None]] = {
     "report": ("step_done", "retrieve"),
     "deliver": ("step_done", "report"),
 }
-FIRST_GUESS_S = {"deid": 1.0, "embed": 1.0, "report": 0.1, "deliver": 1.5}
+FIRST_GUESS_S = {"embed": 1.0, "report": 0.1, "deliver": 1.5}
 PACS_DELAY_S = 0.6  # of each C-STORE response, so that a kill can strike between the PACS's taking and our marking
 QUIET_S = 4.0  # what was not acknowledged is sent again within it: one set of images, so one answer
 SECOND_KILL_SHARE = 0.3
@@ -50,7 +50,7 @@ class Plan:
     number: int
     phase: Phase
     called: str
-    moment: float  # share of the phase (of "receive": of the instances) after which the kill strikes
+    moment: float  # share of the phase ("receive", "deid": of the files) after which the kill strikes
     second_kill_s: float | None  # seconds after the restart
     study_seed: int
 
@@ -88,10 +88,14 @@ class Log:
                 continue
         return [event for event in found if isinstance(event, dict)]
 
+    def has(self, event: str, step: str | None) -> bool:
+        """Whether an event was logged."""
+        return any(e.get("event") == event and e.get("step") == step for e in self.events())
+
     def wait_for(self, event: str, step: str | None, timeout: float) -> None:
         """Return within milliseconds of an event."""
         until = time.monotonic() + timeout
-        while not any(e.get("event") == event and e.get("step") == step for e in self.events()):
+        while not self.has(event, step):
             if time.monotonic() > until:
                 raise Broken(f"waited {timeout:.0f} s for {event} {step or ''} in the node's log")
             time.sleep(0.005)
@@ -185,14 +189,13 @@ class KillCampaign:
 
     def _strike(self, node: RunningNode, log: Log, sending: Future[list[int | None]], plan: Plan) -> float:
         """Wait for the moment of the kill; seconds since the phase began."""
+        files = int(plan.moment * self.slices)
         if plan.phase == "receive":
-            began, spool = time.monotonic(), node.var / "identified" / "spool"
-            until = int(plan.moment * self.slices)
-            while len(list(spool.iterdir())) < until and not sending.done():
-                time.sleep(0.001)
-            return time.monotonic() - began
+            return _until(lambda: _files(node.var / "identified" / "spool") >= files or sending.done())
         sending.result()
         log.wait_for(*BEGINS[plan.phase], timeout=60)
+        if plan.phase == "deid":
+            return _until(lambda: _files(node.var / "work") >= files or log.has("step_done", "deid"))
         after = plan.moment * self._usual[plan.phase]
         time.sleep(after)
         return after
@@ -202,6 +205,19 @@ class KillCampaign:
         for event in log.events():
             if event.get("event") == "step_done" and event["step"] in self._usual:
                 self._usual[event["step"]] = event["seconds"]
+
+
+def _until(reached: Callable[[], bool]) -> float:
+    """Seconds until a moment, looked for every millisecond."""
+    began = time.monotonic()
+    while not reached():
+        time.sleep(0.001)
+    return time.monotonic() - began
+
+
+def _files(folder: Path) -> int:
+    """Files below a folder, also those being written."""
+    return sum(len(files) for _, _, files in os.walk(folder))
 
 
 def _send(study: Sequence[Dataset], node: RunningNode, called: str) -> list[int | None]:

@@ -28,6 +28,13 @@ def test_a_step_that_runs_again_does_not_hold_the_same_thing_twice(quarantine):
     assert len(quarantine.items()) == 3
 
 
+def test_without_a_job_the_same_thing_at_the_same_place_is_held_once(quarantine):
+    one = quarantine.hold("audit", "found", place="2.25.1")
+    assert quarantine.hold("audit", "found", place="2.25.1") == one
+    assert quarantine.hold("audit", "found", place="2.25.2") != one
+    assert quarantine.hold("audit", "found") != quarantine.hold("audit", "found")
+
+
 def test_what_was_released_and_fails_again_is_a_new_item(quarantine):
     one = quarantine.hold("audit", "found", job_id=1)
     quarantine.set_state(one, RELEASED)

@@ -1,0 +1,228 @@
+"""LABELS.csv: labelled images become cases; nothing of a file but its pixels and its label is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from PIL import Image
+from pydicom import dcmread
+from workflow_samples import files, rows
+
+from dicomnode.archive import schema as t
+from dicomnode.domain import Finding, FindingStatus
+from dicomnode.errors import InputError
+from dicomnode.models.preprocess import prepare_picture
+from dicomnode.testing import sample_study, write_study
+from dicomnode.workflow.labels import add_labels, capture_pixels, finding_of, read_labels, read_picture
+
+SECRET = "DOE^JANE"
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (90, 70)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 255, (9, 7), dtype=np.uint8)
+    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def labels(folder: Path, *lines: str, header: str = "path,label,patient") -> Path:
+    path = folder / "LABELS.csv"
+    path.write_text("\n".join([header, *lines]) + "\n", "utf-8")
+    return path
+
+
+def cases(node) -> list[tuple[str, str, list[str]]]:
+    """(source, status, labels) of every case."""
+    with node.catalogue.engine.connect() as db:
+        studies = db.execute(sa.select(t.studies).order_by(t.studies.c.id)).all()
+    return [(s.source, s.status, [f.display for f in node.catalogue.findings(s.uid)]) for s in studies]
+
+
+class TestTheFile:
+    def test_paths_are_relative_to_the_file_or_absolute(self, tmp_path):
+        absolute = tmp_path / "elsewhere" / "b.png"
+        path = labels(tmp_path, "img/a.png,COVID,p1", f"{absolute},Normal,")
+        assert [(r.path, r.label, r.patient) for r in read_labels(path)] == [
+            (tmp_path / "img" / "a.png", "COVID", "p1"),
+            (absolute, "Normal", ""),
+        ]
+
+    def test_the_patient_and_other_columns_may_be_there_or_not(self, tmp_path):
+        path = labels(tmp_path, "a.png,COVID", header="path,label")
+        assert [r.patient for r in read_labels(path)] == [""]
+        path = labels(tmp_path, "x,a.png,COVID,train", header="id,path,label,split")
+        assert [r.label for r in read_labels(path)] == ["COVID"]
+
+    def test_a_byte_order_mark_of_a_spreadsheet_does_no_harm(self, tmp_path):
+        path = tmp_path / "LABELS.csv"
+        path.write_text("path,label\na.png,neumonía\n", "utf-8-sig")
+        assert [r.label for r in read_labels(path)] == ["neumonía"]
+
+    @pytest.mark.parametrize(
+        ("content", "said"),
+        [(b"path,patient\na.png,p\n", "'label'"), (b"", "'path'"), (b"path,label\n\xff\xfe,\xff\n", "not a readable")],
+    )
+    def test_a_file_that_cannot_be_used_is_named_with_what_it_lacks(self, tmp_path, content, said):
+        path = tmp_path / "LABELS.csv"
+        path.write_bytes(content)
+        with pytest.raises(InputError) as caught:
+            read_labels(path)
+        assert said in str(caught.value)
+        assert "LABELS.csv" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("label", "status", "finding"),
+        [
+            ("COVID", FindingStatus.PRESENT, "COVID"),
+            ("Pneumonia", FindingStatus.PRESENT, "Pneumonia"),
+            ("Normal", FindingStatus.NONE, "Normal"),
+            ("  no finding ", FindingStatus.NONE, "  no finding "),
+            ("sano", FindingStatus.NONE, "sano"),
+            ("", FindingStatus.UNKNOWN, None),
+            ("unknown", FindingStatus.UNKNOWN, None),
+            ("N/A", FindingStatus.UNKNOWN, None),
+        ],
+    )
+    def test_a_label_states_a_finding_none_or_nothing(self, label, status, finding):
+        found_status, findings = finding_of(label)
+        assert found_status is status
+        assert [f.display for f in findings] == ([finding] if finding else [])
+        assert all(f.system == "99LABEL" for f in findings)
+
+
+class TestPictures:
+    def test_a_16_bit_picture_keeps_its_range(self, tmp_path):
+        values = np.linspace(1000, 40000, 60 * 80).reshape(60, 80).astype(np.uint16)
+        Image.fromarray(values).save(tmp_path / "a.png")
+        grey = read_picture(tmp_path / "a.png")
+        assert (grey.dtype, grey.shape) == (np.uint8, (60, 80))
+        assert (int(grey.min()), int(grey.max())) == (0, 255)
+        assert len(np.unique(grey)) > 200
+
+    @pytest.mark.parametrize(("mode", "name"), [("RGBA", "a.png"), ("RGB", "a.jpg"), ("P", "a.png"), ("L", "a.webp")])
+    def test_colour_transparency_and_palettes_become_grey(self, tmp_path, mode, name):
+        noise = Image.effect_noise((50, 40), 80).convert("RGB").convert(mode)
+        noise.save(tmp_path / name)
+        grey = read_picture(tmp_path / name)
+        assert (grey.dtype, grey.shape) == (np.uint8, (40, 50))
+        assert grey.std() > 10
+
+    def test_a_dicom_image_is_prepared_as_for_the_networks(self, tmp_path):
+        (path,) = write_study(sample_study(1, matrix=64), tmp_path)
+        assert read_picture(path).shape == (224, 224)
+
+    @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 50])
+    def test_what_is_no_picture_is_an_input_error(self, tmp_path, content):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(InputError):
+            read_picture(tmp_path / "a.png")
+
+    def test_a_picture_without_contrast_cannot_be_compared(self, tmp_path):
+        Image.new("L", (50, 50), 7).save(tmp_path / "a.png")
+        with pytest.raises(InputError):
+            read_picture(tmp_path / "a.png")
+
+
+class TestAdding:
+    def test_each_row_without_a_patient_is_a_case_of_its_own_and_rows_of_a_patient_are_one(self, node, tmp_path):
+        for n in range(4):
+            picture(tmp_path / f"{n}.png", n)
+        path = labels(tmp_path, "0.png,COVID,p1", "1.png,COVID,p1", "2.png,Normal,", "3.png,unknown,")
+        added = add_labels(node.context, path)
+        assert (added.studies, added.instances, added.vectors) == (3, 4, 4)
+        assert cases(node) == [
+            ("labels", "present", ["COVID"]),
+            ("labels", "none", ["Normal"]),
+            ("labels", "unknown", []),
+        ]
+        status = node.index.status()
+        assert (status["studies"], status["patients"], status["instances"], status["vectors"]) == (3, 3, 4, 4)
+
+    def test_a_patient_with_two_labels_has_both_findings_and_present_wins(self, node, tmp_path):
+        picture(tmp_path / "0.png", 0), picture(tmp_path / "1.png", 1)
+        add_labels(node.context, labels(tmp_path, "0.png,Normal,p1", "1.png,COVID,p1"))
+        ((_, status, findings),) = cases(node)
+        assert (status, sorted(findings)) == ("present", ["COVID", "Normal"])
+
+    def test_a_second_run_adds_nothing(self, node, tmp_path):
+        picture(tmp_path / "0.png")
+        path = labels(tmp_path, "0.png,COVID,p1")
+        add_labels(node.context, path)
+        before = (rows(node), files(node))
+        again = add_labels(node.context, path)
+        assert (again.studies, again.vectors, again.already) == (0, 0, 1)
+        assert (rows(node), files(node)) == before
+
+    def test_unreadable_images_are_counted_and_the_others_go_in(self, node, tmp_path):
+        picture(tmp_path / "good.png")
+        (tmp_path / "bad.png").write_bytes(b"no")
+        Image.new("L", (30, 30)).save(tmp_path / "flat.png")
+        path = labels(tmp_path, "good.png,COVID,p1", "bad.png,COVID,p1", "absent.png,COVID,p2", "flat.png,COVID,p3")
+        added = add_labels(node.context, path)
+        assert (added.studies, added.instances) == (1, 1)
+        assert sum(added.skipped.values()) == 3
+        assert node.index.status()["studies"] == 1
+
+    def test_a_run_with_an_unreadable_image_does_not_add_its_patient_again(self, node, tmp_path):
+        picture(tmp_path / "good.png")
+        path = labels(tmp_path, "good.png,COVID,p1", "bad.png,COVID,p1")
+        add_labels(node.context, path)
+        before = rows(node)
+        add_labels(node.context, path)
+        assert rows(node) == before
+
+    @pytest.mark.parametrize("late", [0, 1])
+    def test_an_image_that_can_be_read_the_next_time_completes_its_case(self, node, tmp_path, late):
+        picture(tmp_path / f"{1 - late}.png")
+        path = labels(tmp_path, "0.png,COVID,p1", "1.png,COVID,p1")
+        add_labels(node.context, path)
+        picture(tmp_path / f"{late}.png", 1)
+        add_labels(node.context, path)
+        status = node.index.status()
+        assert (status["studies"], status["instances"], status["vectors"]) == (1, 2, 2)
+        assert node.index.verify() == []
+
+    def test_nothing_of_the_file_but_its_pixels_is_kept(self, node, tmp_path):
+        image = Image.effect_noise((60, 60), 70).convert("RGB")
+        exif = Image.Exif()
+        exif[0x010E] = SECRET  # ImageDescription
+        exif[0x013B] = SECRET  # Artist
+        folder = tmp_path / f"patients {SECRET}"
+        folder.mkdir()
+        image.save(folder / f"{SECRET}.jpg", exif=exif, comment=SECRET.encode())
+        add_labels(node.context, labels(folder, f"{SECRET}.jpg,COVID,{SECRET}"))
+        (capture,) = node.objects.folder.rglob("*.dcm")
+        assert dcmread(capture).PatientIdentityRemoved == "YES"
+        for found in tmp_path.joinpath("var").rglob("*"):
+            assert SECRET not in str(found.relative_to(tmp_path))
+            if found.is_file():
+                assert SECRET.encode() not in found.read_bytes(), found
+
+    def test_a_capture_is_seen_by_the_networks_as_its_picture_was(self, node, tmp_path):
+        path = picture(tmp_path / "0.png", 3, (300, 200))
+        add_labels(node.context, labels(tmp_path, "0.png,COVID,"))
+        (capture,) = node.objects.folder.rglob("*.dcm")
+        assert np.array_equal(capture_pixels(capture), prepare_picture(path).pixels)
+
+    def test_a_screen_capture_in_dicom_is_not_taken_and_named(self, node, tmp_path):
+        (screen,) = sample_study(1, matrix=64, SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="OT")
+        write_study([screen], tmp_path / "dicom")
+        added = add_labels(node.context, labels(tmp_path, "dicom/000001.dcm,COVID,p1"))
+        assert (added.studies, sum(added.skipped.values())) == (0, 1)
+
+    def test_two_files_of_labels_in_folders_of_one_name_do_not_share_patients(self, node, tmp_path):
+        for n, side in enumerate(("a", "b")):
+            folder = tmp_path / side / "images"
+            picture(folder / "0.png", n)
+            added = add_labels(node.context, labels(folder, "0.png,COVID,p1"))
+            assert added.studies == 1
+        assert node.index.status()["patients"] == 2
+
+    def test_findings_have_their_source(self, node, tmp_path):
+        picture(tmp_path / "0.png")
+        add_labels(node.context, labels(tmp_path, "0.png,COVID,"))
+        ((study, _, _),) = node.catalogue.study_sources()
+        assert node.catalogue.findings(study) == [Finding("99LABEL", "COVID", "COVID", "labels file")]
