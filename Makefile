@@ -26,10 +26,11 @@ demo: install ## a node, a workstation and a PACS: from a study to a Structured 
 	$(BIN)/python -m dicomnode.cli.demo
 
 test: install ## tests that need no extra server
-	$(PYTEST) -m "not integration and not slow" tests/unit
+	$(PYTEST) -q -n 2 -m "not integration and not slow" tests/unit
 
 test-all: install system ## all tests, with DCMTK, validators and strace
-	$(PYTEST) tests/unit tests/integration
+	$(PYTEST) -q -n 2 tests/unit
+	$(PYTEST) -q tests/integration
 
 system:
 	@bash scripts/system-packages.sh

@@ -134,17 +134,18 @@ class Catalogue:
             study_id = db.execute(sa.select(t.studies.c.id).where(t.studies.c.uid == study)).scalar()
             if study_id is None:
                 raise NotFound("no such study in the repository")
-            db.execute(t.findings.delete().where(t.findings.c.study_id == study_id))
-            for f in {(f.system[:32], f.code[:64]): f for f in findings}.values():  # a file may say it twice
-                db.execute(
-                    t.findings.insert().values(
-                        study_id=study_id,
-                        system=f.system[:32],
-                        code=f.code[:64],
-                        display=f.display[:255],
-                        source=f.source[:64] or "stated",
-                    )
-                )
+            stated = {}  # a file may say a finding twice
+            for f in findings:
+                system, code = f.system[:32], f.code[:64]
+                stated[system, code] = (system, code, f.display[:255], f.source[:64] or "stated")
+            c = t.findings.c
+            known = db.execute(sa.select(c.system, c.code, c.display, c.source).where(c.study_id == study_id))
+            if sorted(stated.values()) != sorted(tuple(row) for row in known):
+                db.execute(t.findings.delete().where(c.study_id == study_id))
+                for row in stated.values():
+                    columns = ("system", "code", "display", "source")
+                    values = dict(zip(columns, row, strict=True))
+                    db.execute(t.findings.insert().values(study_id=study_id, **values))
             db.execute(t.studies.update().where(t.studies.c.id == study_id).values(status=status.value))
 
     def findings(self, study: PseudoUid) -> list[Finding]:

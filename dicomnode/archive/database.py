@@ -6,6 +6,7 @@ power cut (sqlite.org/pragma.html#pragma_synchronous). Never shares a connection
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,33 @@ def open_engine(target: Path | str, *, pooled: bool = True) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+class Changes:
+    """Tells cheaply whether a database may have changed, so that who waits for a row need not ask for it each time.
+
+    SQLite counts for each connection what others committed (sqlite.org/pragma.html#pragma_data_version); this holds
+    one of its own, which never writes, so commits of its own process count too. Other databases "may have" always.
+
+    Parameters
+    ----------
+    engine : Engine
+        Of ``open_engine``.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        file = engine.url.database if engine.dialect.name == "sqlite" else None
+        self._connection = sqlite3.connect(file, check_same_thread=False, isolation_level=None) if file else None
+        self._version = -1
+
+    def since_last(self) -> bool:
+        """Whether anything may have been committed since the last call; true the first time."""
+        if self._connection is None:
+            return True
+        try:
+            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:  # the query that follows tells it in words
+            return True
+        changed = version != self._version
+        self._version = version
+        return bool(changed)

@@ -7,6 +7,7 @@ neither torch nor highdicom: it starts in about a second and stays small. Ends w
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import signal
 import socket
@@ -32,7 +33,7 @@ from dicomnode.telemetry.logging import configure_logging
 log = structlog.get_logger(__name__)
 
 STOP_GRACE_S = 20.0  # a sender may finish what it is sending; a supervisor waits a little longer than this
-POLL_S = 0.2
+POLL_S = 0.5  # until a stop is noticed; connections are accepted at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,8 @@ def receive(
         server = ReceiverServer(listener, spool, options.server(services, counts))
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": POLL_S}, daemon=True)
         serving.start()
+        gc.collect()
+        gc.freeze()  # pynetdicom collects at each accepted association and while idle: not all that was imported
         log.info("receiver_ready", receiver=options.name)
         if ready is not None:
             ready()

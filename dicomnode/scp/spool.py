@@ -16,7 +16,7 @@ from typing import Any, Self
 import structlog
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 
-from dicomnode.archive.database import open_engine
+from dicomnode.archive.database import Changes, open_engine
 from dicomnode.scp.durability import database_errors, storage_error, sync_file, sync_folder
 from dicomnode.scp.group import GroupCommit
 from dicomnode.scp.incoming import Incoming
@@ -172,6 +172,10 @@ class Spool(Jobs):
                 )
             )
         )
+
+    def changes(self) -> Changes:
+        """Tells cheaply whether rows may have changed."""
+        return Changes(self._engine)
 
     def pending(self) -> list[PendingStudy]:
         """Studies with unclaimed images, oldest arrival first."""

@@ -214,13 +214,18 @@ def _add_findings(
     ctx: Context, stated: dict[str, list[Finding]], studies: dict[str, list[_File]], added: Added, base: Path
 ) -> None:
     """State findings; a path is absolute, or relative to the findings file (``base``) or the working folder."""
-    by_path = {f.path.resolve(): uid for uid, files in studies.items() for f in files}
+    below: dict[Path, set[str]] = {}
+    for uid, files in studies.items():
+        for path in (f.path.resolve() for f in files):
+            for place in (path, *path.parents):
+                below.setdefault(place, set()).add(uid)
     by_study: dict[str, list[Finding]] = {}
     for key, findings in stated.items():
-        wanted = {(base / key).resolve(), Path(key).resolve()}
-        inside = (uid for path, uid in by_path.items() if not wanted.isdisjoint({path, *path.parents}))
-        original = key if key in studies else next(inside, key)
-        by_study.setdefault(original, []).extend(findings)
+        inside = {key} if key in studies else below.get((base / key).resolve()) or below.get(Path(key).resolve())
+        if inside and len(inside) > 1:
+            added.skip("findings of a folder with several studies")
+            continue
+        by_study.setdefault(inside.pop() if inside else key, []).extend(findings)
     for original, findings in by_study.items():
         try:
             ctx.catalogue.set_findings(ctx.vault.uid(OriginalUid(original)), findings, FindingStatus.PRESENT)

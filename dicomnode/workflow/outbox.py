@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 
 from dicomnode.archive.answers import Answers, Result
+from dicomnode.archive.database import Changes
 from dicomnode.errors import DicomnodeError, PeerRefused
 from dicomnode.telemetry.metrics import Metrics
 from dicomnode.workflow.context import Folders
@@ -66,15 +67,21 @@ class Outbox:
         self._after = after
         self._pool = ThreadPoolExecutor(max_workers=max(1, len(self._peers)), thread_name_prefix="deliver")
         self._busy: dict[str, Future[None]] = {}
+        self._changes = Changes(answers.engine)
+        self._at_rest = False
 
     def tick(self) -> None:
         """One round: start a delivery for each peer that has something due and no delivery under way."""
         for name in [n for n, under_way in self._busy.items() if under_way.done()]:
             self._busy.pop(name).result()  # a fault of the last round is told, not lost
+        changed = self._changes.since_last()
+        if self._at_rest and not changed:
+            return
         due = sorted(self._answers.due(time.time(), 2 * MAX_BACKOFF_S), key=lambda r: r.destination)
         for name, results in groupby(due, key=lambda r: r.destination):
             if name not in self._busy:
                 self._busy[name] = self._pool.submit(self._deliver, name, list(results))
+        self._at_rest = not due and self._answers.count_pending() == 0
 
     def run(self, stop: threading.Event) -> None:
         """Tick until told to stop."""
@@ -84,8 +91,8 @@ class Outbox:
             except DicomnodeError as exc:
                 log.warning("outbox_failed", code=exc.code, line=exc.line)
                 stop.wait(1.0)
-            except Exception as exc:  # noqa: BLE001 - a database that is away, a fault: nothing may end the delivery
-                log.error("outbox_failed", exc_info=exc)
+            except Exception:  # a database that is away, a fault: nothing may end the delivery
+                log.exception("outbox_failed")
                 stop.wait(AFTER_FAULT_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
 

@@ -55,9 +55,14 @@ class Scheduler:
         self._quiet_s = quiet_s
         self._clock = clock
         self._seen: dict[int, _Seen] = {}
+        self._changes = spool.changes()
+        self._at_rest = False
 
     def tick(self) -> int:
         """One round; returns the number of jobs begun."""
+        changed = self._changes.since_last()
+        if self._at_rest and not changed:
+            return 0
         now = self._clock()
         pending = {p.study_id: p.newest_row_id for p in self._spool.pending()}
         for gone in self._seen.keys() - pending.keys():
@@ -69,12 +74,12 @@ class Scheduler:
             elif now - seen.since >= self._quiet_s:
                 job_id = self._spool.claim(study_id)
                 log.info("study_complete", job=job_id)
-        begun = 0
-        room = MAX_ACTIVE - self._worker.active()
-        for job_id in self._spool.job_ids(JobState.QUEUED)[: max(room, 0)]:
+        queued = self._spool.job_ids(JobState.QUEUED)
+        begun = queued[: max(MAX_ACTIVE - self._worker.active(), 0)]
+        for job_id in begun:
             self._worker.start(job_id)
-            begun += 1
-        return begun
+        self._at_rest = not pending and not queued
+        return len(begun)
 
     def run(self, stop: threading.Event) -> None:
         """Tick until told to stop; a fault of the database is logged and tried again."""
@@ -84,6 +89,6 @@ class Scheduler:
             except DicomnodeError as exc:
                 log.warning("scheduler_failed", code=exc.code, line=exc.line)
                 stop.wait(1.0)
-            except Exception as exc:  # noqa: BLE001 - the durable log may be away: nothing may end the timer
-                log.error("scheduler_failed", exc_info=exc)
+            except Exception:  # the durable log may be away: nothing may end the timer
+                log.exception("scheduler_failed")
                 stop.wait(AFTER_FAULT_S)

@@ -24,7 +24,7 @@ from dicomnode.scp.schema import JobState
 from dicomnode.testing import RunningNode, free_port
 
 HOST = "127.0.0.1"
-ANSWER_S = 120.0
+ANSWER_S = 60.0
 # Without TCP_NODELAY DCMTK waits 40 ms an object; its own character sets are not ours.
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
 T = TypeVar("T")

@@ -67,6 +67,7 @@ class TestFiles:
         assert added.skipped["missing UID"] == 1
         assert sum(added.skipped.values()) == 9
 
+    @pytest.mark.filterwarnings("ignore")  # pydicom quotes odd values in its warnings
     def test_no_damage_to_a_file_stops_the_run(self, tmp_path):
         study(tmp_path / "good", n=1)
         whole = (tmp_path / "good" / "000001.dcm").read_bytes()
@@ -128,6 +129,11 @@ class TestFindings:
         add_paths(node.context, [tmp_path / "a"], path)
         assert {f.system for f in node.catalogue.findings(node.vault.uid(OriginalUid(uid)))} == {"SCT", "I10"}
 
+    def test_findings_of_a_folder_with_several_studies_are_nobodys(self, node, tmp_path):
+        study(tmp_path / "all" / "a", patient="A"), study(tmp_path / "all" / "b", patient="B")
+        added = add_paths(node.context, [tmp_path], findings(tmp_path, "all,SCT,27925004,Nodule"))
+        assert (added.findings, added.skipped["findings of a folder with several studies"]) == (0, 1)
+
     def test_findings_can_be_stated_later_of_a_study_that_is_there(self, node, tmp_path):
         uid = study(tmp_path / "a")
         add_paths(node.context, [tmp_path / "a"])
@@ -176,7 +182,9 @@ class TestAdding:
         assert (added.studies, added.instances, added.quarantined) == (2, 4, 1)
         (item,) = node.quarantine.items()
         assert (item.reason, item.job_id) == ("burned-in", None)
-        assert str(item.id) in added.notes[0]
+        assert item.place == node.vault.uid(OriginalUid(images[0].StudyInstanceUID))
+        assert f"quarantine {item.id}: burned-in: 1 files, {tmp_path / 'a' / '000001.dcm'} first" in added.notes[0]
+        assert str(tmp_path) not in repr(item)
 
     def test_a_study_of_two_patients_is_held_and_nothing_of_it_goes_in(self, node, tmp_path):
         images = sample_study(2, matrix=64)

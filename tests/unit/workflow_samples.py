@@ -31,7 +31,7 @@ def receive(
         incoming = spool.incoming(b"")
         if isinstance(instance, bytes):
             incoming.write(instance)
-            uids = {k: "" for k in ("study_uid", "series_uid", "sop_class", "sop_uid")}
+            uids = dict.fromkeys(("study_uid", "series_uid", "sop_class", "sop_uid"), "")
             image = True
         else:
             buffer = BytesIO()
