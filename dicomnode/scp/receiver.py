@@ -130,7 +130,7 @@ def receive(
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": POLL_S}, daemon=True)
         serving.start()
         gc.collect()
-        gc.freeze()  # pynetdicom collects at each accepted association and while idle: not all that was imported
+        gc.freeze()  # pynetdicom collects garbage while it serves: leave out all that was imported
         log.info("receiver_ready", receiver=options.name)
         if ready is not None:
             ready()

@@ -88,9 +88,9 @@ def echo(peer: Peer, calling_ae: str, timeouts: Timeouts = Timeouts()) -> float:
     Raises
     ------
     PeerError
-        It cannot be reached or does not answer.
+        It cannot be reached, does not answer or rejects the association.
     PeerRefused
-        It rejects our AE title, or the Verification service.
+        It does not offer the Verification service.
     """
     start = time.monotonic()
     with _association(peer, calling_ae, [build_context(Verification)], timeouts) as assoc:
@@ -133,11 +133,10 @@ def send_files(items: Iterable[Path | bytes], peer: Peer, calling_ae: str, timeo
     InputError
         An item is not a DICOM file; nothing has been sent.
     PeerError
-        Worth another try: not reachable, aborted, timed out, A7xx or another temporary status. Some items may have
-        been stored; sending all again is right.
+        Worth another try: not reachable, association rejected, aborted, timed out, A7xx or another temporary status.
+        Some items may have been stored; sending all again is right.
     PeerRefused
-        For good: our AE title is rejected, a SOP class is not accepted, or an object is refused. The other items
-        have been sent.
+        For good: a SOP class is not accepted, or an object is refused. The other items have been sent.
     """
     instances = [_read(item) for item in items]
     refused: list[str] = []
@@ -240,10 +239,9 @@ def _check_association(peer: Peer, assoc: Association, *, connected: bool) -> No
     if answer.result == 0:
         return
     reason = f"result {answer.result}, source {answer.result_source}, reason {answer.diagnostic}"
-    line = f"peer {peer.name} rejected the association ({reason})"
-    if answer.result == _REJECTED_PERMANENT:
-        raise PeerRefused(line, advice="register our AE title and the called AE title there")
-    raise PeerError(line)
+    # "Permanent" (PS3.8 table 9-21) too heals: when somebody registers the titles, or the peer has started up.
+    advice = "register our AE title and the called AE title there" if answer.result == _REJECTED_PERMANENT else ""
+    raise PeerError(f"peer {peer.name} rejected the association ({reason})", advice=advice)
 
 
 def _unreachable(peer: Peer) -> PeerError:

@@ -107,6 +107,8 @@ def explain_file(recipe: Recipe, path: Path) -> Iterator[str]:
     """
     try:
         ds = pydicom.dcmread(path, stop_before_pixels=True)
+        if not ds:
+            raise InputError("the file holds no attribute that can be read", place=str(path))
         yield from _explain(recipe, ds, str(ds.get("SOPClassUID") or ""), "")
     except (InvalidDicomError, *READ_ERRORS) as exc:
         raise InputError(f"not DICOM, or damaged ({type(exc).__name__})", place=str(path)) from None

@@ -55,12 +55,13 @@ def expire(ctx: Context, *, keep_days: int, result_days: int, now: float | None 
     """Remove sent objects after ``keep_days`` and query key slices after ``result_days``."""
     now = time.time() if now is None else now
     for result in ctx.answers.results():
-        sent = ctx.folders.sent(result.id)
+        sent = [p for p in (ctx.folders.sent_enhanced(result.id), ctx.folders.sent(result.id)) if p.exists()]
         done = result.delivered if result.state == DELIVERED else None
         failed = result.created if result.state not in (DELIVERED, PENDING) else None
         since = done or failed
-        if since is not None and now - since > keep_days * DAY_S and sent.exists():
-            sent.unlink()
+        if since is not None and now - since > keep_days * DAY_S and sent:
+            for path in sent:
+                path.unlink()
             log.info("sent_object_expired", result=result.id)
     for relative in ctx.answers.drop_slices(now - result_days * DAY_S):
         path = ctx.folders.results / relative

@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 
 from dicomnode.archive.answers import StoredAnswer
 from dicomnode.domain import PseudoUid
 from dicomnode.errors import InputError
+from dicomnode.models.headers import READ_ERRORS
 from dicomnode.report.codes import COMPREHENSIVE_SR, ENHANCED_SR, SECONDARY_CAPTURE, Language
 from dicomnode.report.contact_sheet import QueryTile, Tiles, build_contact_sheet
 from dicomnode.report.spec import ObjectSpec, Predecessor, QueryImage, ReportSpec
@@ -47,9 +49,12 @@ def read_header(path: Path) -> Dataset:
         If the original can no longer be read.
     """
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
-    except (OSError, pydicom.errors.InvalidDicomError) as exc:
+        ds = pydicom.dcmread(path, stop_before_pixels=True)
+    except (InvalidDicomError, *READ_ERRORS) as exc:
         raise InputError(f"the query's original cannot be read ({type(exc).__name__})") from None
+    if not ds.get("StudyInstanceUID"):
+        raise InputError("the query's original cannot be read (no StudyInstanceUID)")
+    return ds
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,8 +166,8 @@ class KillCampaign:
             node.kill()
             node.launch()
             restarted = time.monotonic()
-        if lost := evidence.lost(acknowledged):
-            raise Broken(f"round {plan.number}: {len(lost)} of {len(acknowledged)} acknowledged instances are lost")
+        if lost := evidence.lost(study):  # by now all of it is acknowledged
+            raise Broken(f"round {plan.number}: {len(lost)} of {len(study)} acknowledged instances are lost")
         node.wait_ready()
         ready = time.monotonic() - restarted
         wait_until(lambda: not _alive(node_pids), "the killed node's processes to end", ORPHANS_S)

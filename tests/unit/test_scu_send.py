@@ -155,10 +155,12 @@ def test_a_port_that_says_nothing_is_worth_another_try():
         echo(Peer(silent.getsockname()[1]), "NODE", Timeouts(connect=1, association=1, response=1))
 
 
-def test_a_peer_that_does_not_know_us_refuses(archive):
+def test_a_peer_that_does_not_know_us_is_worth_another_try_once_it_does(archive):
     peer, _ = archive(calling=["SOMEBODY"])
-    with pytest.raises(PeerRefused, match="reason 3"):
+    with pytest.raises(PeerError, match="reason 3") as error:
         echo(peer, "NODE", QUICK)
+    assert not isinstance(error.value, PeerRefused)
+    assert "register our AE title" in error.value.advice
 
 
 def test_a_peer_that_answers_too_late_is_worth_another_try(archive):

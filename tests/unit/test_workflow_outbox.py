@@ -180,10 +180,30 @@ def test_a_peer_that_cannot_understand_the_object_refuses_it_for_good(delivery, 
 def test_an_object_that_is_no_longer_kept_fails_with_what_to_do(delivery, pacs):
     (result,) = delivery.queue("pacs-1")
     delivery.node.folders.sent(result).unlink()
+    delivery.node.answers.mark_resend(result)
     delivery.round()
     assert delivery.state(result) == FAILED
     assert "send the study again" in (delivery.node.answers.result(result).error or "")
     assert pacs.received == []
+
+
+def test_a_result_whose_object_is_yet_to_be_written_waits_for_it(delivery, pacs):
+    (result,) = delivery.queue("pacs-1")
+    file = delivery.node.folders.sent(result)
+    file.rename(file.with_suffix(".part"))
+    delivery.round()
+    assert (delivery.state(result), delivery.node.answers.result(result).attempts) == (PENDING, 0)
+    file.with_suffix(".part").rename(file)
+    delivery.round()
+    assert delivery.state(result) == DELIVERED
+
+
+def test_an_outbox_at_rest_notices_the_next_result(delivery, pacs):
+    delivery.round()
+    delivery.round()
+    (result,) = delivery.queue("pacs-1")
+    delivery.round()
+    assert delivery.state(result) == DELIVERED
 
 
 def test_a_result_for_a_peer_that_left_the_settings_fails_with_its_name(delivery):

@@ -1,0 +1,114 @@
+"""A question without a PACS: an answer for the files at hand, and nothing of them is kept."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from workflow_samples import files, rows
+
+from dicomnode.domain import VerdictKind
+from dicomnode.errors import InputError, UsageError
+from dicomnode.node import Node
+from dicomnode.testing import sample_repository, sample_study, write_study
+from dicomnode.workflow.asking import ask
+from dicomnode.workflow.ingest import add_paths
+
+CASES = 4
+
+
+@pytest.fixture(scope="module")
+def node(make_node, tmp_path_factory) -> Node:
+    folder = tmp_path_factory.mktemp("node")
+    node = make_node(folder)
+    findings = sample_repository(folder / "studies", CASES, slices=2, matrix=64)
+    add_paths(node.context, [folder / "studies"], findings)
+    return node
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept(node):
+    before = (rows(node), files(node), node.vault.status().patients)
+    yield
+    assert (rows(node), files(node), node.vault.status().patients) == before
+
+
+def test_a_folder_with_a_study_is_answered(node, tmp_path):
+    images = sample_study(2, matrix=64, patient_id="ASKING", seed=60)
+    write_study(images, tmp_path / "deep" / "er")
+    (tmp_path / "readme.txt").write_text("junk beside it does no harm")
+    answer = ask(node.context, tmp_path, 3)
+    assert answer.verdict.kind is VerdictKind.REPOSITORY_TOO_SMALL
+    assert [c.rank for c in answer.cases] == [1, 2, 3]
+    assert (answer.query["kind"], answer.query["modality"], answer.query["slices"]) == ("study", "CT", 2)
+    assert answer.searched == CASES
+    assert images[0].StudyInstanceUID not in str(answer.as_json())
+
+
+def test_one_image_of_a_study_is_answered(node, tmp_path):
+    path = write_study(sample_study(1, matrix=64, patient_id="ASKING", seed=60), tmp_path)[0]
+    assert len(ask(node.context, path, 10).cases) == CASES
+
+
+def test_a_picture_is_answered(node, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)).save(tmp_path / "a.png")
+    answer = ask(node.context, tmp_path / "a.png", 2)
+    assert len(answer.cases) == 2
+    assert answer.query == {"kind": "image", "modality": "", "slices": 1, "series": []}
+
+
+def test_the_patients_own_cases_are_left_out(node, tmp_path):
+    known = sample_study(2, matrix=64, patient_id="PHANTOM-00-0001", seed=61)
+    write_study(known, tmp_path)
+    answer = ask(node.context, tmp_path, 10)
+    mine = node.vault.pseudonym_for("", "PHANTOM-00-0001", create=False)
+    assert mine is not None
+    assert mine not in {c.subject for c in answer.cases}
+    assert len(answer.cases) == answer.searched == CASES - 1
+
+
+def test_words_leave_only_the_cases_that_have_them(node, tmp_path):
+    write_study(sample_study(1, matrix=64, patient_id="ASKING", seed=60), tmp_path)
+    answer = ask(node.context, tmp_path, 10, "pleural EFFUSION")
+    assert [c.findings[0].display for c in answer.cases] == ["Pleural effusion"]
+    assert answer.query["text"] == "pleural EFFUSION"
+    assert answer.searched == 1
+
+
+def test_a_folder_without_an_image_cannot_be_searched_and_says_what_it_holds(node, tmp_path):
+    (tmp_path / "a.txt").write_text("no")
+    answer = ask(node.context, tmp_path, 10)
+    assert answer.verdict.kind is VerdictKind.NOT_SEARCHABLE
+    assert "1 files: not DICOM" in answer.verdict.reason
+    assert answer.cases == ()
+
+
+def test_images_that_cannot_be_used_cannot_be_searched(node, tmp_path):
+    images = sample_study(1, matrix=64, RescaleSlope=None, RescaleIntercept=None)
+    answer = ask(node.context, write_study(images, tmp_path)[0], 10)
+    assert answer.verdict.kind is VerdictKind.NOT_SEARCHABLE
+    assert answer.verdict.reason
+
+
+def test_a_folder_with_two_studies_is_refused(node, tmp_path):
+    for n in (1, 2):
+        write_study(sample_study(1, matrix=64, patient_id=f"P{n}"), tmp_path / str(n))
+    with pytest.raises(InputError, match="2 studies"):
+        ask(node.context, tmp_path, 10)
+
+
+def test_a_study_of_two_patients_is_refused_without_naming_them(node, tmp_path):
+    images = sample_study(2, matrix=64, patient_id="SECRET-1")
+    images[1].PatientID = "SECRET-2"
+    write_study(images, tmp_path)
+    with pytest.raises(InputError) as caught:
+        ask(node.context, tmp_path, 10)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_what_is_no_picture_is_an_input_error_and_what_is_not_there_a_usage_error(node, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(InputError):
+        ask(node.context, tmp_path / "a.png", 10)
+    with pytest.raises(UsageError):
+        ask(node.context, tmp_path / "absent", 10)
