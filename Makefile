@@ -49,6 +49,7 @@ docs: install ## write config/dicomnode.toml and the generated pages of docs/
 	$(BIN)/python -m dicomnode.config toml > config/dicomnode.toml
 	$(BIN)/python -m dicomnode.config markdown > docs/settings.md
 	$(BIN)/python -m dicomnode.telemetry > docs/metrics.md
+	$(BIN)/python -m dicomnode.cli.reference > docs/commands.md
 
 bench: install system ## all benchmarks, into docs/benchmarks.md
 	$(BIN)/python -m benchmarks

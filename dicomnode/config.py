@@ -171,7 +171,10 @@ class Vault(_Section):
 class Models(_Section):
     """The networks."""
 
-    pack: str = Field("cenet-xception", description="Pack of a new repository: a shipped name, or a folder; then: dicomnode models activate.")
+    pack: str = Field(
+        "cenet-xception",
+        description="Pack of a new repository: a shipped name, or a folder; then: dicomnode models activate.",
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
 
 

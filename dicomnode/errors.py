@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-# Exit codes of the command line (docs/reference.md): 0 done, 1 failed or something quarantined, 2 usage.
+# Exit codes of the command line (docs/commands.md): 0 done, 1 failed or something quarantined, 2 usage.
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 

@@ -13,7 +13,7 @@ from dicomnode.errors import EXIT_FAILED, UsageError
 
 def doctor_command(
     action: Annotated[str, typer.Argument(help="'route' tells what would happen to FILE.", metavar="[route]")] = "",
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]")] = None,
+    file: Annotated[Path | None, typer.Argument(help="A DICOM file, for 'route'.", metavar="[FILE]")] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:

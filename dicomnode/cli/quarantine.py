@@ -14,7 +14,7 @@ from dicomnode.node import Node
 from dicomnode.telemetry.audit import AuditEvent
 
 app = typer.Typer(help="List, release and discard what was held.", no_args_is_help=True)
-Id = Annotated[int, typer.Argument(metavar="ID")]
+Id = Annotated[int, typer.Argument(metavar="ID", help="Row of 'quarantine list'.")]
 
 
 def _row(item: Item) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dicomnode.node import Node
 from dicomnode.telemetry.audit import AuditEvent
 
 app = typer.Typer(help="List, show and send results again.", no_args_is_help=True)
+Id = Annotated[int, typer.Argument(metavar="ID", help="Row of 'results list'.")]
 
 
 def _row(r: object) -> dict[str, object]:
@@ -50,7 +51,7 @@ def list_(config: Config = None, json: Json = False) -> None:
 
 
 @app.command()
-def show(id_: Annotated[int, typer.Argument(metavar="ID")], config: Config = None, json: Json = False) -> None:
+def show(id_: Id, config: Config = None, json: Json = False) -> None:
     """Show one result with its answer.
 
     Example: dicomnode results show 3
@@ -68,7 +69,7 @@ def show(id_: Annotated[int, typer.Argument(metavar="ID")], config: Config = Non
 
 
 @app.command()
-def resend(id_: Annotated[int, typer.Argument(metavar="ID")], config: Config = None) -> None:
+def resend(id_: Id, config: Config = None) -> None:
     """Send a result again: the same object, the same UID.
 
     Example: dicomnode results resend 3

@@ -285,9 +285,10 @@ def _admit(event: Event, server: ReceiverServer) -> None:
     log.warning(
         "association_rejected",
         calling=assoc.calling,
+        called=assoc.called,
         result=rejection.result,
         source=rejection.source,
-        reason=rejection.reason,
+        reason=_REASONS[rejection],
     )
     assoc.acse.send_reject(*rejection)
     assoc.kill()  # returns when the rejection is sent and the connection is closed

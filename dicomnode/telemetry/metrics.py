@@ -29,7 +29,7 @@ STEP_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 
 STEPS = ("deid", "archive", "embed", "index", "retrieve", "report", "clinical", "deliver")
 QUARANTINE_REASONS = (
-    "audit", "burned-in", "damaged", "deid", "failed", "input", "missing-uid", "mixed-patients", "no-pixel-data",
+    "audit", "burned-in", "deid", "deid-failed", "failed", "input", "missing-uid", "mixed-patients", "no-pixel-data",
     "not-dicom", "not-image", "not-searchable", "truncated", "unsupported", "version-conflict",
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ from dicomnode.archive.records import read_record
 from dicomnode.deid.iod import is_image
 from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import Finding, FindingStatus, OriginalUid, PseudoUid
-from dicomnode.errors import DicomnodeError, InputError, NotFound, StorageFull, UsageError
+from dicomnode.errors import DeidError, DicomnodeError, InputError, NotFound, QuarantineError, StorageFull, UsageError
 from dicomnode.models.headers import READ_ERRORS
 from dicomnode.workflow.context import Context
 from dicomnode.workflow.identity import study_identity
@@ -154,9 +154,7 @@ def add_paths(
             progress(done, len(studies))
         try:
             _add_study(ctx, study_uid, files, added)
-        except StorageFull:
-            raise  # the rest would fail alike; a later run goes on where this one ended
-        except DicomnodeError as exc:
+        except (QuarantineError, DeidError, InputError) as exc:  # else the rest would fail alike: a later run goes on
             _refused(ctx, added, exc, study_uid, [f.path for f in files])
     _add_findings(ctx, stated, studies, added, findings_file.parent if findings_file else Path())
     if progress:

@@ -54,7 +54,9 @@ def deidentify(ctx: Context, job_id: int) -> None:
     later = [i for i in job.instances if i.image and i.version > 1]
     if later:
         line = f"{len(later)} images came again with the same UID and other bytes; the first were used"
-        _hold(ctx, job_id, "version-conflict", [i.id for i in later], QuarantineError("version-conflict", line))
+        advice = "where the later ones are right, have them sent under new UIDs; then: dicomnode quarantine discard ID"
+        error = QuarantineError("version-conflict", line, advice=advice)
+        _hold(ctx, job_id, "version-conflict", [i.id for i in later], error)
     issuer, patient_id = study_identity([i.path for i in first], job.study_uid, ctx.policy.default_issuer)
     readable = bool(first) and (issuer, patient_id) != NOBODY
     subject = ctx.vault.subject_for(issuer, patient_id, create=job.role.keeps and readable)

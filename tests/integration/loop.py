@@ -106,6 +106,7 @@ def send_raw(
     _, response = assoc.dimse.get_msg(block=True)
     assoc._reactor_checkpoint.set()
     assoc.release()
+    assert response is not None, "no answer to C-STORE"
     return int(response.Status)
 
 

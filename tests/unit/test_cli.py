@@ -152,9 +152,8 @@ class TestEveryCommand:
             command.make_context(" ".join(words), arguments).close()  # raises where an option is unknown
 
     @pytest.mark.parametrize(("words", "command"), ALL)
-    def test_says_what_each_option_is_for(self, words, command):
-        options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
-        assert [p.name for p in options if not p.help] == []
+    def test_says_what_each_argument_and_option_is_for(self, words, command):
+        assert [p.name for p in command.params if p.name != "help" and not p.help] == []
 
     @pytest.mark.parametrize(("words", "command"), ALL)
     def test_refuses_an_unknown_option_in_one_line(self, words, command):

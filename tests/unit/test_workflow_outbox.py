@@ -147,14 +147,30 @@ def test_a_dead_peer_does_not_delay_another(make_node, tmp_path, pacs):
     assert delivery.state(stuck) == PENDING
 
 
-def test_a_peer_that_rejects_us_for_good_ends_the_tries(delivery, pacs):
+def test_a_peer_that_does_not_know_us_yet_gets_everything_once_it_does(delivery, pacs):
     pacs.refuse = True
     results = delivery.queue("pacs-1", 2)
     delivery.round()
-    assert [delivery.state(r) for r in results] == [FAILED] * 2
+    assert delivery.sent == ["pacs-1"]
+    assert [delivery.state(r) for r in results] == [PENDING] * 2
     pacs.refuse = False
-    delivery.node.answers.mark_resend(results[0])
+    for result in results:
+        delivery.now_due(result)
     delivery.round()
+    assert [delivery.state(r) for r in results] == [DELIVERED] * 2
+
+
+def test_a_peer_that_takes_no_such_object_ends_the_tries_until_somebody_asks(make_node, tmp_path):
+    port = free_port()
+    delivery = Delivery(make_node(tmp_path, Pacs(port=port)))
+    results = delivery.queue("pacs-1", 2)
+    with Pacs(port=port, sop_classes=["1.2.840.10008.5.1.4.1.1.4"]):  # MR, and what is sent is CT
+        delivery.round()
+    assert [delivery.state(r) for r in results] == [FAILED] * 2
+    delivery.node.answers.mark_resend(results[0])
+    with Pacs(port=port) as pacs:
+        delivery.round()
+        pacs.wait_for(1)
     assert [delivery.state(r) for r in results] == [DELIVERED, FAILED]
 
 

@@ -1,0 +1,60 @@
+"""``python -m benchmarks``: run all benchmarks and write docs/benchmarks.md with the machine's description."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("From a study to its report", ("loop.py",)),
+    ("The node at rest", ("node.py",)),
+    ("De-identification", ("deid_speed.py",)),
+    ("Receiving", ("receive.py",)),
+    ("Index", ("index.py",)),
+)
+
+
+def processor() -> str:
+    """Model name of the processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> int:
+    """Run the parts named on the command line, else all; a part that fails ends the run."""
+    wanted = sys.argv[1:]
+    pages = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`. Absolute figures belong to the machine below; medians where there are rounds.",
+        "",
+        f"{time.strftime('%Y-%m-%d')}: {processor()}, {os.cpu_count()} cores, Linux {platform.release()}, "
+        + f"Python {platform.python_version()}, torch {version('torch')}.",
+    ]
+    for title, command in PARTS:
+        if wanted and command[0] not in wanted:
+            continue
+        load = os.getloadavg()[0]
+        print(f"{title}: python benchmarks/{' '.join(command)} (load {load:.1f})", flush=True)
+        done = subprocess.run([sys.executable, str(HERE / command[0]), *command[1:]], capture_output=True, text=True)
+        if done.returncode:
+            print(done.stdout, done.stderr, file=sys.stderr)
+            return done.returncode
+        pages += ["", f"## {title}", "", f"`python benchmarks/{' '.join(command)}`; load before: {load:.1f}", ""]
+        pages += [line for line in done.stdout.splitlines() if not line.startswith("{")]
+    PAGE.write_text("\n".join(pages) + "\n", "utf-8")
+    print(f"written: {PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
