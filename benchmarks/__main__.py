@@ -38,7 +38,7 @@ def main() -> int:
         "Written by `make bench`. Absolute figures belong to the machine below; medians where there are rounds.",
         "",
         f"{time.strftime('%Y-%m-%d')}: {processor()}, {os.cpu_count()} cores, Linux {platform.release()}, "
-        + f"Python {platform.python_version()}, torch {version('torch')}.",
+        f"Python {platform.python_version()}, torch {version('torch')}.",
     ]
     for title, command in PARTS:
         if wanted and command[0] not in wanted:

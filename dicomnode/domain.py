@@ -20,6 +20,7 @@ Millimetres = NewType("Millimetres", float)
 SCHEME = "99DICOMNODE"
 # Implementation Class UID (PS3.7 D.3.3.2) of everything the node writes or sends; drawn once, never changed.
 IMPLEMENTATION_CLASS_UID = "2.25.233715491814202644375068918876066735440"
+IMPLEMENTATION_VERSION_NAME = "DICOMNODE_1"  # at most 16 characters (VR SH)
 LABEL_SCHEME = "99LABEL"  # a word from a LABELS.csv, not a terminology
 
 

@@ -58,7 +58,7 @@ def release(id_: Id, config: Config = None) -> None:
     node = open_node(config)
     job = _held_job(node, id_)
     node.record(AuditEvent.QUARANTINE_RELEASED, row=id_)
-    node.spool.requeue(job)
+    node.spool.requeue(job, released=True)
     node.quarantine.set_state(id_, "released")
     out.print("released; a running node processes it now")
 

@@ -37,13 +37,13 @@ from dicomnode.deid.options import OPTION_CODES, PROFILE_CODE, Option
 from dicomnode.deid.pseudonym import Subject, pseudo_uid, shift_date, shift_datetime
 from dicomnode.deid.quiet import safe_error, silenced
 from dicomnode.deid.recipe import Recipe
+from dicomnode.deid.result import DeidResult
 from dicomnode.deid.source import Source, file_head, open_source
 from dicomnode.deid.text import clean
-from dicomnode.domain import IMPLEMENTATION_CLASS_UID, OriginalUid, PseudoUid
+from dicomnode.domain import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, OriginalUid, PseudoUid
 from dicomnode.errors import DeidError, DicomnodeError, QuarantineError
 
 # Implementation of the files we write (PS3.10 7.1): the node's constant under 2.25 (docs/conformance.md).
-IMPLEMENTATION_VERSION_NAME = "DICOMNODE_1"
 METHOD = "dicomnode: PS3.15 Annex E, recipe "  # and the first 12 digits of the recipe's hash
 AGE_LIMIT = 90  # years; older patients are 090Y (45 CFR 164.514(b)(2)(i)(C): ages over 89)
 _COPY_BLOCK = 1 << 20
@@ -62,26 +62,6 @@ DUMMIES: dict[str, Any] = {
     "SL": 0, "SS": 0, "ST": "ANONYMIZED", "SV": 0, "TM": "000000", "UC": "ANONYMIZED", "UL": 0, "UR": "about:blank",
     "US": 0, "UT": "ANONYMIZED", "UV": 0,
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class DeidResult:
-    """What became of one object. Original UIDs are for the identified zone and are not shown by ``repr``."""
-
-    dst: Path
-    original_instance: OriginalUid = field(repr=False)
-    original_series: OriginalUid = field(repr=False)
-    original_study: OriginalUid = field(repr=False)
-    instance: PseudoUid
-    series: PseudoUid
-    study: PseudoUid
-    sop_class: str
-    modality: str
-    transfer_syntax: str
-    n_frames: int
-    n_bytes: int
-    recipe_sha256: str
-    seconds: float
 
 
 class Deidentifier:

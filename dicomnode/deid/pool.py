@@ -27,7 +27,8 @@ from dicomnode.deid.pseudonym import Subject
 from dicomnode.errors import DeidError, DicomnodeError, QuarantineError, StorageFull
 
 if TYPE_CHECKING:  # the engine is heavy and needed in the workers only
-    from dicomnode.deid.engine import Deidentifier, DeidResult
+    from dicomnode.deid.engine import Deidentifier
+    from dicomnode.deid.result import DeidResult
 
 FILES_PER_WORKER = (
     200  # then the workers are replaced; a start costs about one file's time in each (benchmarks/deid_speed.py)

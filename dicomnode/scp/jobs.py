@@ -124,14 +124,15 @@ class Jobs:
             )
         return held
 
-    def requeue(self, job_id: int) -> int:
+    def requeue(self, job_id: int, *, released: bool = False) -> int:
         """Give a job's instances to a new queued job, and close this one. Returns the new job's id.
 
-        Instances that were held as a later version count as the first from now on: a person decided so.
+        ``released``: instances that were held as a later version count as the first from now on: a person decided so.
         """
         with database_errors(), self._engine.begin() as connection:
             fresh = self._new_job(connection, job_id, JobState.QUEUED, "")
-            connection.execute(update(instances).where(instances.c.job_id == job_id).values(job_id=fresh, version=1))
+            change = {"job_id": fresh, "version": 1} if released else {"job_id": fresh}
+            connection.execute(update(instances).where(instances.c.job_id == job_id).values(**change))
             connection.execute(
                 update(jobs).where(jobs.c.id == job_id).values(state=JobState.DONE.value, changed=time.time())
             )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:  # every process of the node needs the folders, only a worker 
     from dicomnode.archive.catalogue import Catalogue
     from dicomnode.archive.objects import ObjectStore
     from dicomnode.archive.quarantine import Quarantine
-    from dicomnode.deid.engine import DeidResult
     from dicomnode.deid.pool import DeidTask
+    from dicomnode.deid.result import DeidResult
     from dicomnode.deid.vault import Vault
     from dicomnode.domain import Answer, ModelId, OriginalUid, PseudoUid, SliceRef
     from dicomnode.errors import DicomnodeError

@@ -7,6 +7,8 @@ nobody else, takes up what it had begun.
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +18,8 @@ import structlog
 from dbos import DBOS, DBOSConfig, SetWorkflowID
 from dbos._serialization import DBOSPortableJSONSerializer
 
-from dicomnode.errors import DicomnodeError, QuarantineError
+from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull
+from dicomnode.scp.durability import FULL_ERRNOS
 from dicomnode.scp.schema import JobState
 from dicomnode.workflow.context import Context
 from dicomnode.workflow.process_study import STEPS, Step
@@ -28,7 +31,7 @@ STEP_ATTEMPTS = 6  # 1 + 2 + 4 + 8 + 16 s: longer than a locked database or a br
 FIRST_RETRY_S = 1.0
 _UNUSED_POLL_S = 3600.0  # schedules and queues of DBOS are not used
 _LISTEN_S = 2.0  # nor are its notifications, but a stop waits for that thread's round
-OK, QUARANTINED = "ok", "quarantined"
+OK, QUARANTINED, WAITING = "ok", "quarantined", "waiting"
 RELEASE = "see the log and 'dicomnode doctor', then: dicomnode quarantine release ID"
 RECOVERIES = 8  # of one study: what kills the worker every time must not stop the others; power cuts are rarer
 EXCEEDED = "MAX_RECOVERY_ATTEMPTS_EXCEEDED"
@@ -57,6 +60,7 @@ class DurableWorker:
     def __init__(self, ctx: Context, database: Path, *, slot: str = "worker-0") -> None:
         self._ctx = ctx
         self._active: set[int] = set()
+        self._full: set[int] = set()  # jobs whose last failure was a full disk
         self._lock = threading.Lock()
         self._lane = threading.Lock()  # one study computes at a time: the networks use every core already
         config: DBOSConfig = {
@@ -117,8 +121,13 @@ class DurableWorker:
                 line = f"the worker died {RECOVERIES} times while it worked on this study"
                 self._quarantine(job_id, QuarantineError("failed", line, place="worker", advice=RELEASE))
             elif status is None or status.app_version != WORKFLOW_VERSION or status.status not in TAKEN_UP:
-                fresh = self._ctx.spool.requeue(job_id)  # begun under another version: it starts afresh
-                log.info("job_restarted", job=fresh)
+                log.info("job_restarted", job=self._afresh(job_id))  # begun under another version
+
+    def _afresh(self, job_id: int) -> int:
+        """Hand a job's study to a new job; its id."""
+        fresh = self._ctx.spool.requeue(job_id)
+        shutil.rmtree(self._ctx.folders.job(job_id), ignore_errors=True)
+        return fresh
 
     def active(self) -> int:
         """Number of studies in work."""
@@ -159,9 +168,11 @@ class DurableWorker:
             self._quarantine(job_id, exc)
             return QUARANTINED
         except DicomnodeError as exc:
+            self._note_full(job_id, full=_is_full(exc))
             log.warning("step_failed", step=name, job=job_id, code=exc.code, line=exc.line)
             raise StepFailed(f"{name}: {exc.code}") from None
         except Exception as exc:  # noqa: BLE001 - its text may hold anything, a name included: only its kind goes on
+            self._note_full(job_id, full=_is_full(exc))
             log.warning("step_failed", step=name, job=job_id, kind=type(exc).__name__, where=_where(exc))
             raise StepFailed(f"{name}: {type(exc).__name__}") from None
         seconds = time.monotonic() - started
@@ -169,14 +180,26 @@ class DurableWorker:
         log.info("step_done", step=name, job=job_id, seconds=round(seconds, 3))
         return OK
 
+    def _note_full(self, job_id: int, *, full: bool) -> None:
+        with self._lock:
+            (self._full.add if full else self._full.discard)(job_id)
+
     def _quarantine(self, job_id: int, exc: QuarantineError) -> None:
         item = self._ctx.quarantine.hold(exc.reason, exc.line, place=exc.place, advice=exc.advice, job_id=job_id)
         self._ctx.spool.set_job_state(job_id, JobState.QUARANTINED, note=exc.reason)
+        shutil.rmtree(self._ctx.folders.job(job_id), ignore_errors=True)  # a released job starts from its originals
         self._ctx.metrics.quarantined(exc.reason)
         self._ctx.metrics.study("quarantined")
         log.warning("quarantined", job=job_id, item=item, reason=exc.reason)
 
     def _give_up(self, job_id: int, step: str, kind: str) -> str:
+        """What cannot be done now: a full disk is waited for, anything else is for people to decide."""
+        if self._ctx.spool.job(job_id).state.final:  # killed after the study was handed to a new job
+            return WAITING
+        if job_id in self._full:
+            self._note_full(job_id, full=False)
+            log.warning("study_waits_for_space", job=self._afresh(job_id), step=step)
+            return WAITING
         error = QuarantineError(
             "failed",
             f"the step {step!r} failed {STEP_ATTEMPTS} times ({kind})",
@@ -195,6 +218,14 @@ class DurableWorker:
 
 def _workflow_id(job_id: int) -> str:
     return f"job-{job_id}"
+
+
+def _is_full(exc: BaseException) -> bool:
+    """Whether a step failed for want of space, on whichever of the node's disks."""
+    if isinstance(exc, OSError):
+        return exc.errno in FULL_ERRNOS
+    database = getattr(exc, "orig", None)  # of an error of SQLAlchemy
+    return isinstance(exc, StorageFull) or getattr(database, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _where(exc: BaseException) -> str:

@@ -20,13 +20,21 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from dicomnode.archive.records import read_record
-from dicomnode.deid.engine import IMPLEMENTATION_VERSION_NAME
 from dicomnode.deid.gate import check
 from dicomnode.deid.source import open_source
-from dicomnode.domain import LABEL_SCHEME, Finding, FindingStatus, OriginalUid, Pseudonym, PseudoUid, SliceRef
+from dicomnode.domain import (
+    IMPLEMENTATION_CLASS_UID,
+    IMPLEMENTATION_VERSION_NAME,
+    LABEL_SCHEME,
+    Finding,
+    FindingStatus,
+    OriginalUid,
+    Pseudonym,
+    PseudoUid,
+    SliceRef,
+)
 from dicomnode.errors import DicomnodeError, InputError
 from dicomnode.models.preprocess import is_dicom, picture_pixels, prepare_dicom, prepare_picture
-from dicomnode.report.codes import IMPLEMENTATION_CLASS_UID
 from dicomnode.workflow.context import Context
 from dicomnode.workflow.ingest import Added, Progress, csv_rows
 from dicomnode.workflow.process_study import archive_records

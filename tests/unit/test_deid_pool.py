@@ -16,9 +16,9 @@ import pytest
 from planted import base_ct, plant
 from pydicom import dcmread
 
-from dicomnode.deid.engine import DeidResult
 from dicomnode.deid.pool import DeidPool, DeidTask
 from dicomnode.deid.pseudonym import Subject
+from dicomnode.deid.result import DeidResult
 from dicomnode.domain import Pseudonym
 from dicomnode.errors import DeidError, QuarantineError, SettingsError
 

@@ -1,0 +1,31 @@
+"""What de-identification hands back of one object.
+
+Apart from the engine, so that who receives it need not import the engine and what that stands on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dicomnode.domain import OriginalUid, PseudoUid
+
+
+@dataclass(frozen=True, slots=True)
+class DeidResult:
+    """What became of one object. Original UIDs are for the identified zone and are not shown by ``repr``."""
+
+    dst: Path
+    original_instance: OriginalUid = field(repr=False)
+    original_series: OriginalUid = field(repr=False)
+    original_study: OriginalUid = field(repr=False)
+    instance: PseudoUid
+    series: PseudoUid
+    study: PseudoUid
+    sop_class: str
+    modality: str
+    transfer_syntax: str
+    n_frames: int
+    n_bytes: int
+    recipe_sha256: str
+    seconds: float
