@@ -29,6 +29,13 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def machine() -> str:
+    """One line about where the figures come from."""
+    parts = [processor(), f"{os.cpu_count()} cores", f"Linux {platform.release()}"]
+    parts += [f"Python {platform.python_version()}", f"torch {version('torch')}"]
+    return f"{time.strftime('%Y-%m-%d')}: {', '.join(parts)}."
+
+
 def main() -> int:
     """Run the parts named on the command line, else all; a part that fails ends the run."""
     wanted = sys.argv[1:]
@@ -37,8 +44,7 @@ def main() -> int:
         "",
         "Written by `make bench`. Absolute figures belong to the machine below; medians where there are rounds.",
         "",
-        f"{time.strftime('%Y-%m-%d')}: {processor()}, {os.cpu_count()} cores, Linux {platform.release()}, "
-        f"Python {platform.python_version()}, torch {version('torch')}.",
+        machine(),
     ]
     for title, command in PARTS:
         if wanted and command[0] not in wanted:

@@ -68,7 +68,7 @@ def read_header(path: Path, offset: int, transfer_syntax: str, own_uids: Collect
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            ds = _read(file, transfer_syntax)
+            ds, whole = _read(file, transfer_syntax)
             study_uid = _uid(ds, "StudyInstanceUID")
             sop_class = _uid(ds, "SOPClassUID")
             header = Header(
@@ -76,7 +76,8 @@ def read_header(path: Path, offset: int, transfer_syntax: str, own_uids: Collect
                 series_uid=_uid(ds, "SeriesInstanceUID"),
                 sop_class=sop_class,
                 sop_uid=_uid(ds, "SOPInstanceUID"),
-                image=_ROWS in ds and sop_class not in _DERIVED_GRIDS,
+                # Cut off before Rows it may be an image: de-identification sees it, and says that it is truncated.
+                image=(_ROWS in ds or not whole) and sop_class not in _DERIVED_GRIDS,
                 own=any(_uid(ds, keyword) in own_uids for keyword in _MAKER_UIDS),
             )
     except OSError as exc:
@@ -89,20 +90,25 @@ def read_header(path: Path, offset: int, transfer_syntax: str, own_uids: Collect
     return header
 
 
-def _read(file: BinaryIO, transfer_syntax: str) -> Dataset:
+def _read(file: BinaryIO, transfer_syntax: str) -> tuple[Dataset, bool]:
+    """The wanted elements, and whether the data set goes on to where Rows would be, as every whole object does."""
+    passed: list[int] = []
+
+    def past_rows(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+        if int(tag) > int(_ROWS):
+            passed.append(int(tag))
+        return bool(passed)
+
     if transfer_syntax == DeflatedExplicitVRLittleEndian:
         file = BytesIO(_inflate_prefix(file))
-    return read_dataset(
+    ds = read_dataset(
         file,
         is_implicit_VR=transfer_syntax == ImplicitVRLittleEndian,
         is_little_endian=transfer_syntax != ExplicitVRBigEndian,
-        stop_when=_past_rows,
+        stop_when=past_rows,
         specific_tags=_WANTED,
     )
-
-
-def _past_rows(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-    return int(tag) > int(_ROWS)
+    return ds, bool(passed)
 
 
 def _inflate_prefix(file: BinaryIO) -> bytes:

@@ -103,7 +103,9 @@ KEYS: dict[str, Key] = {
     "outcome": Key(_W, "what became of it"),
     "verdict": Key(_W, "verdict of an answer"),
     "kind": Key((Shape.WORD, Shape.CLASS), "kind of a result's object, or class of an exception"),
-    "reason": Key((Shape.WORD, Shape.NUMBER), "one of the words of docs/quarantine.md, or why an association was rejected"),
+    "reason": Key(
+        (Shape.WORD, Shape.NUMBER), "one of the words of docs/quarantine.md, or why an association was rejected"
+    ),
     "code": Key(_W, "stable code of an error"),
     "status": Key((Shape.CODE, Shape.NUMBER, Shape.WORD), "DIMSE or HTTP status, or status of a finding"),
     "model_id": Key((Shape.CODE,), "hash of a model pack"),

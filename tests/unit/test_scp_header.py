@@ -84,6 +84,14 @@ def test_an_object_without_rows_is_not_an_image(tmp_path):
     assert not header(tmp_path, encoded(ds)).image
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_an_object_cut_off_before_its_rows_may_be_an_image(tmp_path, syntax):
+    data = encoded(image(), syntax)
+    found = header(tmp_path, data[:-20], syntax)  # the last elements are Rows and Columns, of ten bytes each
+    assert found.study_uid == "1.2.3"
+    assert found.image, "so that a job, and with it a person, gets to see it"
+
+
 def test_an_object_of_a_private_class_with_rows_is_an_image(tmp_path):
     assert header(tmp_path, encoded(image("1.2.840.99999.1.1"))).image
 

@@ -1,0 +1,170 @@
+"""A node with something broken: it says what, keeps what it receives, and works again once it is mended."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loop import HOST, cases, held, opened, reports, settled, spooled, wait_for
+
+from dicomnode.node import packs_folder
+from dicomnode.testing import Pacs, RunningNode, Workstation, sample_repository, sample_study
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def pacs() -> Iterator[Pacs]:
+    with Pacs() as pacs:
+        yield pacs
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the shipped model pack."""
+    return Path(shutil.copytree(packs_folder() / "cenet-xception", tmp_path_factory.mktemp("pack") / "copy"))
+
+
+@pytest.fixture(scope="module")
+def node(pacs: Pacs, pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node with cases and a search snapshot that is not started yet."""
+    base = tmp_path_factory.mktemp("broken")
+    findings = sample_repository(base / "repository", 4, slices=4, matrix=64)
+    node = RunningNode(base / "node", pacs, quiet_s=0.5, receivers=1, sections=f'[models]\npack = "{pack}"\n')
+    done = node.run("index", "add", base / "repository", "--findings", findings)
+    assert done.returncode == 0, done.stderr
+    yield node
+    node.stop()
+
+
+@pytest.fixture
+def flipped() -> Iterator[object]:
+    """Flips a bit in the middle of a file, and mends it at the end."""
+    mended: list[tuple[Path, bytes]] = []
+
+    def flip(path: Path) -> None:
+        sound = path.read_bytes()
+        mended.append((path, sound))
+        middle = len(sound) // 2
+        path.chmod(0o600)
+        path.write_bytes(sound[:middle] + bytes([sound[middle] ^ 1]) + sound[middle + 1 :])
+
+    yield flip
+    for path, sound in mended:
+        if path.exists():
+            path.write_bytes(sound)
+
+
+def refusal(node: RunningNode) -> tuple[int, str]:
+    """Exit status of a ``serve`` that refuses, and the one line that it says."""
+    done = node.run("serve")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert "Traceback" not in done.stderr
+    assert len(lines) == 1, done.stderr
+    return done.returncode, lines[0]
+
+
+def advice(node: RunningNode, check: str) -> str:
+    """What ``doctor`` advises about a check that fails."""
+    found = [c for c in node.json("doctor")["checks"] if c["check"] == check]
+    assert [c["state"] for c in found] == ["fail"], found
+    return str(found[0]["advice"])
+
+
+def test_an_unknown_setting_stops_the_start_and_is_named(node: RunningNode):
+    sound = node.settings.read_text("utf-8")
+    node.settings.write_text(sound.replace("study_quiet_s", "study_quite_s"), "utf-8")
+    code, line = refusal(node)
+    node.settings.write_text(sound, "utf-8")
+    assert code == 2
+    assert "[dicom] study_quite_s: unknown setting" in line
+
+
+@pytest.mark.parametrize("which", ["dicom", "web"])
+def test_a_port_in_use_stops_the_start_and_is_named(node: RunningNode, which: str):
+    port = node.dicom_port if which == "dicom" else node.web_port
+    with socket.create_server((HOST, port)):
+        code, line = refusal(node)
+    assert code == 1
+    assert str(port) in line
+    assert "in use" in line
+
+
+@pytest.mark.parametrize(("gone", "stays"), [("vault.key", "identified/vault.sqlite3"), ("identified/vault.sqlite3", "vault.key")])
+def test_a_vault_without_its_key_and_a_key_without_its_vault_stop_the_start(node: RunningNode, gone: str, stays: str):
+    path = node.var / gone
+    aside = path.with_name("aside")
+    path.rename(aside)
+    code, line = refusal(node)
+    assert not path.exists(), "none is made in its place"
+    doctors = advice(node, "vault")
+    aside.rename(path)
+    assert code == 1
+    assert Path(gone).name in line
+    assert (node.var / stays).exists()
+    assert doctors
+
+
+def test_damaged_weights_leave_the_node_receiving_until_they_are_mended(
+    node: RunningNode, pacs: Pacs, pack: Path, flipped
+):
+    flipped(pack / "weights.safetensors")
+    node.launch()
+    wait_for("the receiver", lambda: b'"receiver": {"ready": true' in node.get("/readyz")[1].replace(b'":', b'": ').replace(b"  ", b" "))
+    study = sample_study(3, seed=951, patient_id="BROKEN-951", matrix=64)
+    assert Workstation().send(study, HOST, node.dicom_port) == [0] * 3
+    wait_for("a line in the log", lambda: '"code": "model-pack"' in node.log.read_text("utf-8"))
+    status, body = node.get("/readyz")
+    assert status == 503
+    assert b"model" in body
+    assert "weights.safetensors" in node.log.read_text("utf-8")
+    assert advice(node, "model")
+    assert len(spooled(node)) == 3
+    shutil.copyfile(packs_folder() / "cenet-xception" / "weights.safetensors", pack / "weights.safetensors")
+    node.wait_ready(90)  # the supervisor has gone on trying
+    wait_for("a report", lambda: reports(pacs.received, study[0].StudyInstanceUID))
+    settled(node)
+    assert node.stop() == 0
+
+
+def test_damaged_vectors_are_named_and_the_study_is_answered_after_a_rebuild(node: RunningNode, pacs: Pacs, flipped):
+    segment = sorted((node.var / "index" / "segments").glob("*.npy"))[0]
+    flipped(segment)
+    node.start()
+    study = sample_study(3, seed=952, patient_id="BROKEN-952", matrix=64)
+    assert Workstation().send(study, HOST, node.dicom_port) == [0] * 3
+    wait_for("a line in the log", lambda: segment.name in node.log.read_text("utf-8"))
+    assert "index rebuild" in advice(node, "index")
+    rebuilt = node.json("index", "rebuild")
+    assert rebuilt["embedded"] >= 1, "what the segment held is embedded again"
+    answer = wait_for("a report", lambda: reports(pacs.received, study[0].StudyInstanceUID))[0]
+    assert len(cases(answer)) >= 4
+    assert node.json("index", "verify") == {"ok": True, "problems": []}
+    settled(node)
+    assert node.stop() == 0
+
+
+def test_a_damaged_snapshot_is_named_and_the_search_goes_on_exactly(node: RunningNode, pacs: Pacs, flipped):
+    snapshots = [p for p in (node.var / "index" / "snapshots").iterdir() if p.is_dir()]
+    if not snapshots:
+        assert node.run("index", "rebuild").returncode == 0
+        snapshots = [p for p in (node.var / "index" / "snapshots").iterdir() if p.is_dir()]
+    assert snapshots, "a rebuild makes one"
+    flipped(snapshots[-1] / "index.mrpt")
+    node.start()
+    study = sample_study(3, seed=953, patient_id="BROKEN-953", matrix=64)
+    assert Workstation().send(study, HOST, node.dicom_port) == [0] * 3
+    answer = wait_for("a report", lambda: reports(pacs.received, study[0].StudyInstanceUID))[0]
+    assert len(cases(answer)) >= 4
+    assert snapshots[-1].name in node.log.read_text("utf-8")
+    assert "index rebuild" in advice(node, "index")
+    settled(node)
+    assert node.stop() == 0
+
+
+def test_nothing_is_held_and_no_traceback_is_in_the_log(node: RunningNode):
+    assert opened(node).quarantine.items(state="held") == []
+    assert "Traceback" not in node.log.read_text("utf-8")
