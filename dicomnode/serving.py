@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             run_web(node, stop, listener)
     except DicomnodeError as exc:
-        log.error("process_failed", code=exc.code, line=exc.line)  # noqa: TRY400 - a traceback may quote data
+        log.error("process_failed", code=exc.code, line=str(exc))  # noqa: TRY400 - a traceback may quote data
         beat(node.runtime, arguments.name or arguments.role, state="failed", ready=False)
         return exc.exit_code
     return 0

@@ -169,7 +169,7 @@ class DurableWorker:
             return QUARANTINED
         except DicomnodeError as exc:
             self._note_full(job_id, full=_is_full(exc))
-            log.warning("step_failed", step=name, job=job_id, code=exc.code, line=exc.line)
+            log.warning("step_failed", step=name, job=job_id, code=exc.code, line=str(exc)[:300])
             raise StepFailed(f"{name}: {exc.code}") from None
         except Exception as exc:  # noqa: BLE001 - its text may hold anything, a name included: only its kind goes on
             self._note_full(job_id, full=_is_full(exc))
