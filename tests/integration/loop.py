@@ -139,9 +139,7 @@ def settled(node: RunningNode) -> None:
     moving = (JobState.QUEUED, JobState.RUNNING, JobState.ANSWERED)
     wait_for(
         "everything settled",
-        lambda: (
-            not parts.spool.pending() and not parts.spool.job_ids(*moving) and parts.answers.count_pending() == 0
-        ),
+        lambda: not parts.spool.pending() and not parts.spool.job_ids(*moving) and parts.answers.count_pending() == 0,
     )
 
 

@@ -85,7 +85,9 @@ def test_results_go_to_all_peers_that_take_them_where_the_caller_takes_none(site
     for pacs in (site.pacs, site.viewer, site.old):
         site.wait_for_reports(pacs, study, 1)
     settled(site.node)
-    kinds = {pacs.ae_title: [ds.SOPClassUID.name for ds in pacs.datasets()] for pacs in (site.pacs, site.viewer, site.old)}
+    kinds = {
+        pacs.ae_title: [ds.SOPClassUID.name for ds in pacs.datasets()] for pacs in (site.pacs, site.viewer, site.old)
+    }
     assert kinds == {"PACS": [COMPREHENSIVE], "VIEWER": [COMPREHENSIVE, CAPTURE], "OLD": [ENHANCED]}
 
 
@@ -164,7 +166,10 @@ def test_what_the_node_sent_and_objects_without_images_never_start_a_study(site:
     own = [site.pacs.datasets()[0], site.old.datasets()[0]]
     own += [ds for ds in site.viewer.datasets() if ds.SOPClassUID.name == CAPTURE][:1]
     image = sample_study(1, seed=706, matrix=64)[0]
-    others = [other_object(image, RTStructureSetStorage, "RTSTRUCT"), other_object(image, EncapsulatedPDFStorage, "DOC")]
+    others = [
+        other_object(image, RTStructureSetStorage, "RTSTRUCT"),
+        other_object(image, EncapsulatedPDFStorage, "DOC"),
+    ]
     assert Workstation("VIEWER").send([*own, *others], HOST, site.node.dicom_port) == [0] * 5
     # A study sent afterwards is answered: the scheduler has gone past the objects and let them lie.
     study = site.send(sample_study(4, seed=707, patient_id="AFTER", matrix=64), calling="VIEWER")

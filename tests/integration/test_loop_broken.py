@@ -6,14 +6,16 @@ import json
 import shutil
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from loop import HOST, cases, opened, reports, settled, spooled, wait_for
+from loop import HOST, cases, held, opened, reports, settled, spooled, wait_for
 
+from dicomnode.archive.catalogue import StoredInstance
 from dicomnode.archive.records import read_record
-from dicomnode.domain import SliceRef
+from dicomnode.domain import Pseudonym, PseudoUid, SliceRef
 from dicomnode.node import packs_folder
 from dicomnode.testing import Pacs, RunningNode, Workstation, sample_repository, sample_study
 
@@ -88,7 +90,7 @@ def advice(node: RunningNode, check: str) -> str:
 def part_ready(node: RunningNode, part: str) -> bool:
     """What ``/readyz`` says of a part of the node; False while nobody answers."""
     body = node.get("/readyz")[1]
-    return bool(body) and bool(json.loads(body)[part]["ready"])
+    return bool(body) and bool(json.loads(body)["parts"][part]["ready"])
 
 
 def test_an_unknown_setting_stops_the_start_and_is_named(node: RunningNode):
@@ -110,7 +112,9 @@ def test_a_port_in_use_stops_the_start_and_is_named(node: RunningNode, which: st
     assert "taken" in line or "in use" in line
 
 
-@pytest.mark.parametrize(("gone", "stays"), [("vault.key", "identified/vault.sqlite3"), ("identified/vault.sqlite3", "vault.key")])
+@pytest.mark.parametrize(
+    ("gone", "stays"), [("vault.key", "identified/vault.sqlite3"), ("identified/vault.sqlite3", "vault.key")]
+)
 def test_a_vault_without_its_key_and_a_key_without_its_vault_stop_the_start(node: RunningNode, gone: str, stays: str):
     path = node.var / gone
     aside = path.with_name("aside")
@@ -152,10 +156,13 @@ def test_damaged_vectors_are_named_and_the_study_is_answered_after_a_rebuild(nod
     node.start()
     study = sample_study(3, seed=952, patient_id="BROKEN-952", matrix=64)
     assert Workstation().send(study, HOST, node.dicom_port) == [0] * 3
-    wait_for("a line in the log", lambda: segment.name in node.log.read_text("utf-8"))
+    (item,) = held(node, "failed")  # after half a minute of tries
+    assert segment.name in node.log.read_text("utf-8")
     assert "index rebuild" in advice(node, "index")
+    assert len(spooled(node)) == 3
     rebuilt = node.json("index", "rebuild")
     assert rebuilt["embedded"] >= 1, "what the segment held is embedded again"
+    assert node.run("quarantine", "release", str(item.id)).returncode == 0
     answer = wait_for("a report", lambda: reports(pacs.received, study[0].StudyInstanceUID))[0]
     assert len(cases(answer)) >= 4
     assert node.json("index", "verify") == {"ok": True, "problems": []}
@@ -163,21 +170,25 @@ def test_damaged_vectors_are_named_and_the_study_is_answered_after_a_rebuild(nod
     assert node.stop() == 0
 
 
-def add_vectors(node: RunningNode, frames: int) -> None:
-    """Enough vectors for a snapshot: more frames for the cases that are there, drawn from a space of few dimensions."""
+def add_cases(node: RunningNode, patients: int, slices: int) -> None:
+    """Enough cases for a snapshot: rows and vectors alone, the vectors drawn from a space of few dimensions."""
     parts = opened(node)
     rng = np.random.default_rng(7)
     axes = rng.standard_normal((6, parts.embedder.dim))
-    for study, patient, _ in parts.catalogue.study_sources():
-        known = parts.catalogue.known_instances(study)[0]
-        rows = (rng.standard_normal((frames, 6)) @ axes).astype(np.float32)
+    known = parts.catalogue.known_instances(parts.catalogue.study_sources()[0][0])[0]
+    like = read_record(parts.objects.path(known.path))
+    for n in range(patients):
+        study, patient = PseudoUid(f"2.25.{1000 + n}"), Pseudonym(f"DN-MADEUP{n:04d}")
+        uids = [PseudoUid(f"2.25.{1000 + n}{s:04d}") for s in range(slices)]
+        records = [replace(like, uid=uid, study_uid=study, series_uid=study, patient=patient) for uid in uids]
+        parts.catalogue.add_study([StoredInstance(r, f"made-up/{r.uid}", "") for r in records], source="index-add")
+        rows = (rng.standard_normal((slices, 6)) @ axes).astype(np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        record = read_record(parts.objects.path(known.path))
-        parts.index.add([SliceRef(known.uid, record.series_uid, study, patient, 1 + n) for n in range(frames)], rows)
+        parts.index.add([SliceRef(uid, study, study, patient) for uid in uids], rows)
 
 
 def test_a_damaged_snapshot_is_named_and_the_search_goes_on_exactly(node: RunningNode, pacs: Pacs, flipped):
-    add_vectors(node, 300)
+    add_cases(node, patients=100, slices=40)
     assert node.json("index", "rebuild")["snapshot"]["recall"] >= 0.95
     (snapshot,) = [p for p in (node.var / "index" / "snapshots").iterdir() if p.is_dir()]
     flipped(snapshot / "index.mrpt")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from loop import (
     HOST,
+    Storescp,
     cases,
     children,
     concept,
@@ -21,7 +22,6 @@ from loop import (
     settled,
     spooled,
     storescu,
-    Storescp,
     subjects,
     wait_for,
 )
@@ -125,9 +125,7 @@ def test_the_report_ranks_cases_of_other_patients_only(hospital: Hospital, repor
     assert [r.split()[0].rstrip(".") for r in ranks] == [str(n) for n in range(1, 11)] or all(
         str(n) in r for n, r in enumerate(ranks, 1)
     )
-    own = parts.vault.pseudonym_for(
-        parts.settings.node.default_issuer, str(report.PatientID), create=False
-    )
+    own = parts.vault.pseudonym_for(parts.settings.node.default_issuer, str(report.PatientID), create=False)
     assert own is not None
     assert own not in found
 
@@ -153,10 +151,10 @@ def test_the_validators_find_no_error_in_the_report(hospital: Hospital, report: 
 
 def test_a_prior_study_never_lists_its_own_patient(hospital: Hospital):
     parts = opened(hospital.node)
-    other = [s for s in parts.catalogue.study_sources()]
+    indexed = parts.catalogue.study_sources()
     sr = ask(hospital, hospital.prior)
     own = parts.vault.pseudonym_for(parts.settings.node.default_issuer, PRIOR_PATIENT, create=False)
-    assert own in {patient for _, patient, _ in other}, "the patient's other study is in the repository"
+    assert own in {patient for _, patient, _ in indexed}, "the patient's other study is in the repository"
     assert len(subjects(sr)) == 10
     assert own not in subjects(sr)
 
@@ -172,7 +170,8 @@ def test_a_labelled_image_is_answered_as_the_contract_says(hospital: Hospital, s
     assert isinstance(answer["no_similar_case"], bool)
     assert len(answer["cases"]) == 5
     for rank, case in enumerate(answer["cases"], 1):
-        assert json_keys(case, "rank", "similarity", "subject", "study_uid", "modality", "status", "findings", "matches")
+        assert json_keys(case, "rank", "similarity", "subject", "study_uid", "modality", "status")
+        assert json_keys(case, "findings", "matches")
         assert case["rank"] == rank
         assert 0 <= case["similarity"] <= 1
         assert case["status"] in ("present", "none", "unknown")
@@ -190,7 +189,7 @@ def snapshot(node: RunningNode) -> dict[str, object]:
     """Everything that a study which is not kept must leave unchanged."""
     parts = opened(node)
     return {
-        "index": {k: v for k, v in parts.index.status().items()},
+        "index": parts.index.status(),
         "archive": sorted(p.name for p in (node.var / "archive").rglob("*.dcm")),
         "patients": parts.vault.status().patients,
     }
