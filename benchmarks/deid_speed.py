@@ -84,8 +84,8 @@ def main() -> None:
         header = milliseconds(Deidentifier(recipe, key, fsync=False, audited=False), files, out)
         audited = milliseconds(Deidentifier(recipe, key, fsync=False), files, out)
         synced = milliseconds(Deidentifier(recipe, key), files, out)
-        print(f"{len(files)} files, median of one: read + de-identify + write {header:.1f} ms")
-        print(f"  with audit {audited:.1f} ms (target {TARGET_MS:.0f} ms), with audit and fsync {synced:.1f} ms")
+        print(f"- {len(files)} files, median of one: read + de-identify + write {header:.1f} ms")
+        print(f"- with audit {audited:.1f} ms (target {TARGET_MS:.0f} ms), with audit and fsync {synced:.1f} ms")
         memory(Deidentifier(recipe, key, fsync=False), files, out)
         pooled(key, files, out)
 
@@ -97,7 +97,7 @@ def memory(engine: Deidentifier, files: list[Path], out: Path) -> None:
     for number in range(MEMORY_FILES):
         engine.deidentify(files[number % len(files)], out / "same.dcm", SUBJECT)
         sizes.append(process.memory_info().rss / 2**20)
-    print(f"  resident memory: {sizes[20]:.1f} MB after 20 files, {sizes[-1]:.1f} MB after {MEMORY_FILES}")
+    print(f"- resident memory: {sizes[20]:.1f} MB after 20 files, {sizes[-1]:.1f} MB after {MEMORY_FILES}")
 
 
 def pooled(key: bytes, files: list[Path], out: Path) -> None:
@@ -109,7 +109,7 @@ def pooled(key: bytes, files: list[Path], out: Path) -> None:
         started = time.perf_counter()
         outcomes = pool.run([DeidTask(file, out / file.name, SUBJECT) for file in files])
         each = 1000 * (time.perf_counter() - started) / len(outcomes)
-    print(f"  pool of 2: first file {first:.2f} s, then {each:.1f} ms a file, audit and fsync included")
+    print(f"- pool of 2: first file {first:.2f} s, then {each:.1f} ms a file, audit and fsync included")
 
 
 if __name__ == "__main__":

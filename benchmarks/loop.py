@@ -1,17 +1,25 @@
 """From the last C-STORE to the report at the PACS, by stage: ``python benchmarks/loop.py [--rounds 3]``.
 
 A real node on this machine, a repository of 24 phantom patients, a CT of 64 slices of 512 x 512 from a new patient
-each round. The study-quiet time is subtracted. Prints a markdown table of medians.
+each round; then, where the shared images are (``DICOMNODE_SHARED``), a real one, once. The study-quiet time is
+subtracted. Prints a markdown table of medians.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import statistics
+import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
 
 from dicomnode.testing import Pacs, RunningNode, Workstation, sample_repository, sample_study
 
@@ -25,9 +33,24 @@ def stages(node: RunningNode) -> dict[str, float]:
     return {name: float(value) for name, value in STAGE.findall(node.get("/metrics")[1].decode())}
 
 
-def one_round(node: RunningNode, pacs: Pacs, number: int, slices: int) -> tuple[float, dict[str, float]]:
+def real_study() -> list[Dataset]:
+    """The shared 64-slice CT, empty where it is absent."""
+    root = Path(__file__).parents[1].parent / "shared" / "data"
+    archive = Path(os.environ.get("DICOMNODE_SHARED", root)) / "dicom" / "ct-chest-rider-64.tar.xz"
+    if not archive.exists():
+        return []
+    with tarfile.open(archive) as tar:
+        opened = [tar.extractfile(member) for member in tar.getmembers() if member.name.endswith(".dcm")]
+        return [dcmread(BytesIO(file.read())) for file in opened if file is not None]
+
+
+def new_patient(number: int, slices: int) -> list[Dataset]:
+    """A phantom that the node has not seen."""
+    return sample_study(slices, patient_id=f"BENCH-{number}", name=f"Bench^{number}", seed=900 + number, matrix=512)
+
+
+def one_round(node: RunningNode, pacs: Pacs, study: Sequence[Dataset]) -> tuple[float, dict[str, float]]:
     """Seconds beyond the quiet time, and by stage, of one new patient's study."""
-    study = sample_study(slices, patient_id=f"BENCH-{number}", name=f"Bench^{number}", seed=900 + number, matrix=512)
     before, had = stages(node), len(pacs.received)
     if any(Workstation().send(study, "127.0.0.1", node.dicom_port)):
         raise SystemExit("the node refused images")
@@ -52,14 +75,22 @@ def main() -> None:
     ):
         findings = sample_repository(Path(tmp) / "repository", slices=8, matrix=128)
         node.run("index", "add", Path(tmp) / "repository", "--findings", findings)
-        rounds = [one_round(node, pacs, n, arguments.slices) for n in range(arguments.rounds)]
-    total = statistics.median(seconds for seconds, _ in rounds)
+        rounds = [one_round(node, pacs, new_patient(n, arguments.slices)) for n in range(arguments.rounds)]
+        real = real_study()
+        once = one_round(node, pacs, real) if real else None
     names = [name for name, _ in sorted(rounds[0][1].items()) if any(stage[name] > 0 for _, stage in rounds)]
-    print(f"{arguments.slices} slices of 512 x 512, median of {arguments.rounds} rounds\n")
-    print("| | " + " | ".join(names) + " | last C-STORE to report, less the quiet time |")
+    print("| seconds | " + " | ".join(names) + " | last C-STORE to report, less the quiet time |")
     print("|---|" + "---|" * (len(names) + 1))
-    medians = [statistics.median(stage[name] for _, stage in rounds) for name in names]
-    print("| seconds | " + " | ".join(f"{m:.2f}" for m in medians) + f" | **{total:.1f}** |")
+    medians = {name: statistics.median(stage[name] for _, stage in rounds) for name in names}
+    total = statistics.median(seconds for seconds, _ in rounds)
+    print(row(f"phantom, {arguments.slices} slices of 512 x 512, median of {len(rounds)}", names, medians, total))
+    if once:
+        print(row(f"real CT (RIDER), {len(real)} slices, once", names, once[1], once[0]))
+
+
+def row(label: str, names: Sequence[str], stage: dict[str, float], total: float) -> str:
+    """A line of the table."""
+    return f"| {label} | " + " | ".join(f"{stage.get(name, 0.0):.2f}" for name in names) + f" | **{total:.1f}** |"
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import structlog
 from dicomnode.config import Settings, load_settings
 from dicomnode.domain import PseudoUid
 from dicomnode.errors import DicomnodeError, NotFound
+from dicomnode.models.threads import wait_passively
 from dicomnode.node import Node, make_folder
 from dicomnode.scp.supervisor import ChildSpec, Supervisor, python_module, watch_parent
 from dicomnode.telemetry.audit import AuditEvent
@@ -256,6 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fd", type=int, default=-1)
     parser.add_argument("--parent-fd", type=int, default=-1)
     arguments = parser.parse_args(argv)
+    wait_passively()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())

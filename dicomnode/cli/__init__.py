@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dicomnode.errors import EXIT_FAILED, EXIT_USAGE, DicomnodeError
+from dicomnode.models.threads import wait_passively
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``dicomnode``; exits 0 done, 1 failed or something quarantined, 2 usage."""
+    wait_passively()
     sys.exit(_run(argv))
 
 

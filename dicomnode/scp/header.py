@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
@@ -77,7 +78,7 @@ def read_header(path: Path, offset: int, transfer_syntax: str, own_uids: Collect
                 sop_class=sop_class,
                 sop_uid=_uid(ds, "SOPInstanceUID"),
                 # Cut off before Rows it may be an image: de-identification sees it, and says that it is truncated.
-                image=(_ROWS in ds or not whole) and sop_class not in _DERIVED_GRIDS,
+                image=(_ROWS in ds or (not whole and _may_be_image(sop_class))) and sop_class not in _DERIVED_GRIDS,
                 own=any(_uid(ds, keyword) in own_uids for keyword in _MAKER_UIDS),
             )
     except OSError as exc:
@@ -109,6 +110,12 @@ def _read(file: BinaryIO, transfer_syntax: str) -> tuple[Dataset, bool]:
         specific_tags=_WANTED,
     )
     return ds, bool(passed)
+
+
+def _may_be_image(sop_class: str) -> bool:
+    """By its name in PS3.6 ("CT Image Storage"); of a class without a name nobody knows."""
+    name = UID(sop_class).name
+    return name == sop_class or "Image" in name
 
 
 def _inflate_prefix(file: BinaryIO) -> bytes:

@@ -122,7 +122,7 @@ class WakingDul(DULServiceProvider):
             rest = end - time.monotonic()
             if rest <= 0 or self._kill_thread:  # the thread that would bring it has ended
                 break
-            primitive = super().receive_pdu(wait=True, timeout=min(rest, CLOSED_CHECK_S))
+            primitive: Any = super().receive_pdu(wait=True, timeout=min(rest, CLOSED_CHECK_S))
             if primitive is not None:
                 return primitive
         return super().receive_pdu(wait=wait and timeout is None, timeout=None)

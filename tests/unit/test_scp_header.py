@@ -92,6 +92,12 @@ def test_an_object_cut_off_before_its_rows_may_be_an_image(tmp_path, syntax):
     assert found.image, "so that a job, and with it a person, gets to see it"
 
 
+def test_a_report_that_is_cut_off_is_still_no_image(tmp_path):
+    ds = image(EncapsulatedPDFStorage)
+    del ds.Rows, ds.Columns
+    assert not header(tmp_path, encoded(ds)).image
+
+
 def test_an_object_of_a_private_class_with_rows_is_an_image(tmp_path):
     assert header(tmp_path, encoded(image("1.2.840.99999.1.1"))).image
 
