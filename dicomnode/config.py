@@ -218,14 +218,20 @@ class Web(_Section):
 
     host: str = Field("127.0.0.1", description="Address to listen on; other than loopback needs auth.")
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    public_url: str = Field("", description="Base of the links in reports; empty: http://host:port.")
-    auth: dict[str, Any] = Field({}, description="Sign-in; empty: loopback only, whoever is there is the admin.")
+    public_url: str = Field(
+        "", description="Base of the links in reports, as browsers reach it (a proxy); empty: http://host:port."
+    )
+    auth: dict[str, Any] = Field(
+        {}, description="Sign-in; not part of this version: empty, loopback only, whoever is there is the admin."
+    )
     link_days: int = Field(30, ge=0, description="Days that a result link works.")
 
     @model_validator(mode="after")
     def _loopback_without_auth(self) -> Web:
+        if self.auth:
+            raise ValueError("auth: sign-in is not part of this version; leave it empty")
         if not self.auth and self.host not in LOOPBACK:
-            raise ValueError("host: other than loopback needs [web] auth")
+            raise ValueError("host: other than loopback needs [web] auth; put a proxy that signs people in before it")
         return self
 
 
@@ -325,6 +331,7 @@ def load_settings(path: Path | None = None) -> Settings:
     except (ValueError, TypeError) as exc:  # pydantic-settings: a value that is not the JSON it must be
         raise SettingsError(str(exc).splitlines()[0], place="environment") from None
     _refuse_missing_files(settings)
+    _refuse_what_cannot_work(settings)
     return settings
 
 
@@ -339,6 +346,13 @@ def _refuse_unknown_environment() -> None:
         fields = section.annotation.model_fields if known else {}  # type: ignore[union-attr]
         if not known or (len(parts) > 1 and parts[1] not in fields):
             raise SettingsError("unknown setting in the environment", place=name)
+
+
+def _refuse_what_cannot_work(settings: Settings) -> None:
+    if "://" in settings.archive.url:
+        raise SettingsError("only a folder is supported", place="[archive] url")
+    if settings.dicom.port == settings.web.port != 0:
+        raise SettingsError(f"{settings.web.port} is [dicom] port too", place="[web] port")
 
 
 def _first_line(exc: ValidationError, file: Path | None, data: dict[str, Any]) -> SettingsError:

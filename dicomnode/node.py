@@ -182,6 +182,30 @@ class Node:
         name = self.catalogue.get("active_pack") or self.settings.models.pack
         return find_pack(name, (packs_folder(),))
 
+    def check(self) -> None:
+        """Refuse settings that would stop a process of the node after its start.
+
+        Raises
+        ------
+        SettingsError
+            Names the setting.
+        """
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+        from dicomnode.models.manifest import find_pack
+
+        _ = self.recipe
+        try:
+            find_pack(self.settings.models.pack, (packs_folder(),))
+        except DicomnodeError as exc:
+            raise SettingsError(exc.line, place="[models] pack", advice="dicomnode models list") from None
+        if self.settings.database.url:
+            try:
+                make_url(self.settings.database.url).get_dialect().import_dbapi()
+            except (ArgumentError, NoSuchModuleError, ImportError):
+                raise SettingsError("not a database that can be reached from here", place="[database] url") from None
+
     @cached_property
     def embedder(self) -> Embedder:
         from dicomnode.models.embedder import Embedder

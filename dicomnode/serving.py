@@ -66,6 +66,7 @@ def serve(
     """
     roles = ROLES if role == "all" else (role,)
     node = Node(settings)
+    node.check()
     with ExitStack() as stack:
         make_folder(settings.node.data_dir)
         for name in roles:

@@ -6,6 +6,7 @@ import typer
 
 from dicomnode.cli.options import Config, Json, out, print_json, print_table
 from dicomnode.config import load_settings, settings_file
+from dicomnode.node import Node
 
 app = typer.Typer(help="Check and show the settings.", no_args_is_help=True)
 
@@ -16,10 +17,7 @@ def check(config: Config = None, json: Json = False) -> None:
 
     Example: dicomnode config check --config /etc/dicomnode.toml
     """
-    from dicomnode.deid.recipe import compile_recipe
-
-    settings = load_settings(config)
-    compile_recipe(settings.deid.profile, settings.deid.options)
+    Node(load_settings(config)).check()
     file = settings_file(config)
     if json:
         print_json({"ok": True, "file": None if file is None else str(file)})

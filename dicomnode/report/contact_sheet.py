@@ -45,10 +45,12 @@ def build_contact_sheet(header: Dataset, tiles: Tiles, spec: ObjectSpec) -> tupl
     ds = new_object(header, spec, kind=Kind.CONTACT_SHEET, sop_class_uid=SECONDARY_CAPTURE, modality="OT")
     del ds.CodingSchemeIdentificationSequence  # no coded content here
     ds.SeriesDescription = t.sheet_description
-    # Laterality is type 2C for a paired body part, and validators ask for it where the part is not known.
-    if body_part := value_of(header, "BodyPartExamined"):
+    # Laterality is type 2C, for a paired body part: known parts keep what the query says, an unknown part has it empty.
+    body_part, laterality = value_of(header, "BodyPartExamined"), value_of(header, "Laterality")
+    if body_part:
         ds.BodyPartExamined = body_part
-    ds.Laterality = value_of(header, "Laterality")
+    if laterality or not body_part:
+        ds.Laterality = laterality
 
     ds.ConversionType = "SYN"  # synthetic image, PS3.3 C.8.6.1
     ds.ImageType = ["DERIVED", "SECONDARY"]

@@ -11,8 +11,9 @@ from typing import Any
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from dicomnode.deid.engine import UNWANTED
 from dicomnode.deid.pool import DeidTask
-from dicomnode.deid.recipe import Recipe
+from dicomnode.deid.recipe import Action, Recipe
 from dicomnode.deid.vault import Vault
 from dicomnode.errors import DicomnodeError, InputError, QuarantineError
 from dicomnode.models.headers import READ_ERRORS
@@ -114,9 +115,26 @@ def explain_file(recipe: Recipe, path: Path) -> Iterator[str]:
         raise InputError(f"not DICOM, or damaged ({type(exc).__name__})", place=str(path)) from None
 
 
+WORDS = {
+    Action.KEEP: "keep",
+    Action.REMOVE: "remove",
+    Action.BLANK: "blank (emptied)",
+    Action.DUMMY: "dummy (replaced by a fixed value)",
+    Action.UID: "uid (replaced by a keyed UID)",
+    Action.PID: "pid (replaced by the pseudonym)",
+    Action.SHIFT: "shift (date moved by the patient's days)",
+    Action.CLEAN: "clean (only words of the vocabulary stay)",
+    Action.AGE: "age (over 89 becomes 90)",
+    Action.TIMEZONE: "timezone",
+}
+
+
 def _explain(recipe: Recipe, ds: pydicom.Dataset, sop_class: str, indent: str) -> Iterator[str]:
     for element in ds:
-        yield f"{indent}{element.tag} {element.name}: {recipe.action(int(element.tag), sop_class).value}"
-        if element.VR == "SQ":
+        tag = int(element.tag)
+        unwanted = any(judge(tag) for judge in UNWANTED)  # private, overlays, what no dictionary knows
+        action = Action.REMOVE if unwanted else recipe.action(tag, sop_class)
+        yield f"{indent}{element.tag} {element.name}: {WORDS[action]}"
+        if element.VR == "SQ" and action is not Action.REMOVE:
             for item in element.value:
                 yield from _explain(recipe, item, sop_class, indent + "  ")

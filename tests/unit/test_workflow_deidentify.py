@@ -92,8 +92,11 @@ def test_explaining_tells_each_attribute_at_every_depth_and_never_a_value(node, 
     inner = Dataset()
     inner.PatientName = f"{SECRET}^Inner"
     outer = Dataset()
-    outer.ReferencedPatientSequence = Sequence([inner])
-    ds.RequestAttributesSequence = Sequence([outer])
+    outer.CTAcquisitionTypeSequence = Sequence([inner])
+    ds.SharedFunctionalGroupsSequence = Sequence([outer])
+    gone = Dataset()
+    gone.RequestedProcedureID = SECRET
+    ds.RequestAttributesSequence = Sequence([gone])
     block = ds.private_block(0x0099, f"{SECRET} CREATOR", create=True)
     block.add_new(0x01, "LO", f"{SECRET} private")
     (path,) = write_study([ds], tmp_path)
@@ -102,7 +105,8 @@ def test_explaining_tells_each_attribute_at_every_depth_and_never_a_value(node, 
     assert SECRET not in text
     assert "(0010,0010) Patient's Name: " in text
     assert "    (0010,0010) Patient's Name: " in text  # two sequences down
-    assert any("(0099,1001)" in line for line in lines)
+    assert any("(0099,1001)" in line and line.endswith(": remove") for line in lines)
+    assert not any("Requested Procedure ID" in line for line in lines)  # it goes with the sequence it is in
     assert all(line.rsplit(": ", 1)[1] for line in lines)
 
 
