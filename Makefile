@@ -30,7 +30,7 @@ test: install ## tests that need no extra server
 
 test-all: install system ## all tests, with DCMTK, validators and strace
 	$(PYTEST) -q -n 2 tests/unit
-	$(PYTEST) -q tests/integration
+	$(PYTEST) -q -n 2 --dist loadfile tests/integration
 
 system:
 	@bash scripts/system-packages.sh
