@@ -9,7 +9,7 @@ from soak.kill import PHASES, KillCampaign, Plan
 
 pytestmark = pytest.mark.integration
 SEED = 1
-ROUNDS = (0, 1, 2, 4)  # receive; de-identify; embed; deliver and once more while it recovers
+ROUNDS = (0, 1, 2, 14)  # receive; de-identify; embed; deliver and once more while it recovers
 
 
 def test_the_sample_strikes_different_phases_and_a_recovery() -> None:
@@ -20,7 +20,7 @@ def test_the_sample_strikes_different_phases_and_a_recovery() -> None:
 
 @pytest.mark.timeout(300)
 def test_a_killed_node_loses_nothing_and_answers_once(tmp_path: Path) -> None:
-    campaign = KillCampaign(tmp_path / "kill", SEED, slices=12, matrix=64)
+    campaign = KillCampaign(tmp_path / "kill", SEED, slices=12, matrix=64, quiet_s=3.0)
     said = campaign.run(ROUNDS)
     assert [s["acknowledged"] + s["sent_again"] for s in said] == [12] * len(ROUNDS)
     assert all(s["deliveries"] >= 1 for s in said)

@@ -112,12 +112,16 @@ class KillCampaign:
         Draws everything.
     slices, matrix : int
         Size of each study.
+    quiet_s : float
+        Study-quiet time; what was not acknowledged must be sent again within it.
     """
 
-    def __init__(self, folder: Path, seed: int, *, slices: int = 40, matrix: int = 128) -> None:
+    def __init__(
+        self, folder: Path, seed: int, *, slices: int = 40, matrix: int = 128, quiet_s: float = QUIET_S
+    ) -> None:
         self.rounds = Rounds.opened(folder, seed)
         self.folder = folder
-        self.slices, self.matrix = slices, matrix
+        self.slices, self.matrix, self.quiet_s = slices, matrix, quiet_s
         self._usual: dict[str, float] = dict(FIRST_GUESS_S)
 
     def run(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -130,7 +134,7 @@ class KillCampaign:
         """
         with new_pacs(self.folder / "pacs") as pacs:
             pacs.delay_s = PACS_DELAY_S
-            node = RunningNode(self.folder / "node", pacs, quiet_s=QUIET_S)
+            node = RunningNode(self.folder / "node", pacs, quiet_s=self.quiet_s)
             evidence = Evidence(node, self.folder / "pacs")
             with node:
                 for number in numbers:
