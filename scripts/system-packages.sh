@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the integration tests use, where they are missing.
 set -euo pipefail
-packages=(dcmtk dicom3tools libpixelmed-java default-jdk-headless strace openssl)
+packages=(dcmtk dicom3tools libpixelmed-java default-jdk-headless strace openssl
+  orthanc orthanc-dicomweb chromium poppler-utils)
 
 missing=()
 for package in "${packages[@]}"; do
