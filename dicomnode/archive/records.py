@@ -80,6 +80,11 @@ def _int(value: Any) -> int | None:
         return None
 
 
+def _sex(value: str) -> str:
+    """Of PatientSex its enumerated values (PS3.3 C.7.1.1); whatever else stands there is not kept."""
+    return value if value in ("M", "F", "O") else ""
+
+
 def read_record(path: Path) -> InstanceRecord:
     """Read a de-identified file's record.
 
@@ -116,7 +121,7 @@ def _record(path: Path) -> InstanceRecord:
         study_description=_text(ds, "StudyDescription", 64),
         body_part=_text(ds, "BodyPartExamined", 16),
         manufacturer=_text(ds, "Manufacturer", 64),
-        sex=_text(ds, "PatientSex", 4),
+        sex=_sex(_text(ds, "PatientSex", 16)),
         age_band=age_band(_text(ds, "PatientAge", 4)),
         bytes=path.stat().st_size,
     )

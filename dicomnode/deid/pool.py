@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -172,6 +173,10 @@ class DeidPool:
         except BrokenProcessPool:
             _log.warning("deid_worker_died", files=len(batch) - len(done))
             self.close()
+        except KeyboardInterrupt:  # what is in hand is finished, the rest is not begun
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor, self._used = None, 0
+            raise
         return done
 
     def _one_by_one(self, tasks: Sequence[DeidTask], left: list[int]) -> dict[int, DeidResult | DicomnodeError]:
@@ -201,14 +206,16 @@ def _executor(workers: int) -> ProcessPoolExecutor:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dicomnode.deid.engine", "dicomnode.deid.recipe"])
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_the_owner)
 
 
-def _end_with_parent() -> None:
+def _follow_the_owner() -> None:
     """In a worker: end when the process that owns the pool is gone, also by SIGKILL.
 
     A worker of ``ProcessPoolExecutor`` waits for ever otherwise (python/cpython#111873), with the key in its memory.
+    Ctrl-C reaches the whole group of processes: the owner alone decides what it means.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     owner = multiprocessing.parent_process()
     if owner is not None:
         threading.Thread(target=_exit_after, args=(owner.sentinel,), name="end_with_parent", daemon=True).start()

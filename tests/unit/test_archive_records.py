@@ -45,6 +45,11 @@ def test_the_record_of_an_object_is_its_header(tmp_path: Path):
     assert record.bytes == path.stat().st_size
 
 
+@pytest.mark.parametrize(("value", "kept"), [("M", "M"), ("F", "F"), ("O", "O"), ("Jane", ""), ("m", "")])
+def test_of_the_sex_only_the_values_of_the_standard_are_kept(tmp_path: Path, value: str, kept: str):
+    assert read_record(write_study(sample_study(1, matrix=32, PatientSex=value), tmp_path)[0]).sex == kept
+
+
 def test_an_object_may_lack_what_the_standard_lets_it_lack(tmp_path: Path):
     lacking = dict.fromkeys(
         ("PatientAge", "PatientSex", "BodyPartExamined", "SeriesNumber", "InstanceNumber", "Modality", "StudyDate")

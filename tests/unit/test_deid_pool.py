@@ -162,3 +162,39 @@ def test_workers_end_with_a_pool_whose_owner_was_killed(tmp_path: Path) -> None:
     while time.monotonic() < until and any(Path(f"/proc/{pid}").exists() for pid in workers):
         time.sleep(0.05)
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from dicomnode.deid.pool import DeidPool, DeidTask
+from dicomnode.deid.pseudonym import Subject
+from dicomnode.domain import Pseudonym
+
+if __name__ == "__main__":
+    src, folder = map(Path, sys.argv[1:])
+    subject = Subject(Pseudonym("DN-ABCDEFGH23"), -100)
+    with DeidPool([], bytes(32), workers=2, fsync=False) as pool:
+        pool.run([DeidTask(src, folder / "first.dcm", subject)])
+        print("begun", flush=True)
+        try:
+            pool.run([DeidTask(src, folder / f"{n}.dcm", subject) for n in range(5000)])
+        except KeyboardInterrupt:
+            sys.exit(130)
+"""
+
+
+def test_ctrl_c_ends_a_run_soon_and_without_a_word_from_its_workers(tmp_path: Path) -> None:
+    (tmp_path / "owner.py").write_text(INTERRUPTED)
+    (task,) = tasks(tmp_path, 1)
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, str(tmp_path / "owner.py"), str(task.src), str(tmp_path / "out")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as owner:
+        assert owner.stdout is not None and owner.stderr is not None
+        assert owner.stdout.readline() == "begun\n"
+        time.sleep(0.3)
+        os.killpg(owner.pid, signal.SIGINT)  # a terminal's Ctrl-C: every process of the group gets it
+        assert owner.wait(20) == 130
+        assert owner.stderr.read() == ""
+    assert not list((tmp_path / "out").glob("*.part*"))
