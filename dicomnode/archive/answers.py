@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 
 from dicomnode.archive import schema as t
-from dicomnode.domain import Answer, ModelId, PseudoUid, Role
+from dicomnode.domain import Answer, ModelId, Pseudonym, PseudoUid, Role
 from dicomnode.errors import NotFound
 
 PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
@@ -27,7 +27,7 @@ PENDING, DELIVERED, FAILED = "pending", "delivered", "failed"
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswer:
-    """An answer as stored. ``token`` is the opaque part of its link."""
+    """An answer as stored. ``token`` is the opaque part of its link; ``patient`` None: not known."""
 
     id: int
     token: str
@@ -39,6 +39,7 @@ class StoredAnswer:
     predecessor_id: int | None
     answer: Answer
     created: float
+    patient: Pseudonym | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,16 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class QuerySlice:
-    """A key slice of a query, kept for its page. ``vector`` float32 [dim]; ``path`` relative to the results folder."""
+    """A key slice of a query, kept for its page. ``vector`` float32 [dim]; ``path`` relative to the results folder.
+
+    ``z`` is its position in the volume, 0..1, None where not known: asked again, the same ranking comes out.
+    """
 
     instance_uid: PseudoUid
     frame: int
     path: str
     vector: npt.NDArray[np.float32]
+    z: float | None = None
 
 
 def set_hash(instances: Iterable[PseudoUid]) -> str:
@@ -124,6 +129,12 @@ class Answers:
         """
         return self._one(t.answers.c.token == token)
 
+    def created_of(self, token: str) -> float | None:
+        """When the answer behind a link was made, seconds since the epoch; None: there is no such link."""
+        query = sa.select(t.answers.c.created).where(t.answers.c.token == token)
+        with self.engine.connect() as db:
+            return db.execute(query).scalar()
+
     def _one(self, where: sa.ColumnElement[bool]) -> StoredAnswer:
         with self.engine.connect() as db:
             row = db.execute(sa.select(t.answers).where(where)).first()
@@ -139,6 +150,7 @@ class Answers:
         *,
         role: Role,
         slices: Sequence[QuerySlice] = (),
+        patient: Pseudonym | None = None,
     ) -> StoredAnswer:
         """Store an answer and the query's key slices in one transaction; the same set and model: the stored one."""
         key = set_hash(instances)
@@ -165,6 +177,7 @@ class Answers:
                     instances=sorted(set(instances)),
                     model_id=answer.model_id,
                     role=role.value,
+                    patient=patient,
                     instance_number=1 if last is None else last.instance_number + 1,
                     predecessor_id=None if last is None else last.id,
                     body=answer.as_json(),
@@ -179,6 +192,7 @@ class Answers:
                         frame=s.frame,
                         path=s.path,
                         vector=np.asarray(s.vector, "<f4").tobytes(),
+                        z=s.z,
                     )
                 )
             row = db.execute(sa.select(t.answers).where(t.answers.c.id == answer_id)).one()
@@ -191,7 +205,7 @@ class Answers:
         )
         with self.engine.connect() as db:
             return [
-                QuerySlice(PseudoUid(r.instance_uid), r.frame, r.path, np.frombuffer(r.vector, "<f4"))
+                QuerySlice(PseudoUid(r.instance_uid), r.frame, r.path, np.frombuffer(r.vector, "<f4"), r.z)
                 for r in db.execute(query)
             ]
 
@@ -263,13 +277,18 @@ class Answers:
             raise NotFound("no such result", place=f"result {result_id}", advice="dicomnode results list")
         return _result(row)
 
-    def due(self, now: float, horizon: float) -> list[Result]:
-        """Pending results whose next try has come; one further off than ``horizon`` s: the clock was set back."""
-        next_try = t.results.c.next_try
+    def due(self, now: float, waits: Sequence[float]) -> list[Result]:
+        """Pending results whose next try has come.
+
+        ``waits`` are the seconds that a result waits after its first, second ... failed try, the last for all more. A
+        try that is further off than its wait: the clock was set back, and it has come too.
+        """
+        next_try, attempts = t.results.c.next_try, t.results.c.attempts
+        wait = sa.case(*((attempts == n, seconds) for n, seconds in enumerate((0.0, *waits))), else_=waits[-1])
         query = (
             sa.select(t.results, t.answers.c.study_uid)
             .join(t.answers)
-            .where(t.results.c.state == PENDING, (next_try <= now) | (next_try > now + horizon))
+            .where(t.results.c.state == PENDING, (next_try <= now) | (next_try > now + wait))
             .order_by(t.results.c.id)
         )
         with self.engine.connect() as db:
@@ -308,6 +327,7 @@ def _answer(row: sa.Row[Any]) -> StoredAnswer:
         predecessor_id=row.predecessor_id,
         answer=Answer.from_json(row.body),
         created=row.created,
+        patient=None if row.patient is None else Pseudonym(row.patient),
     )
 
 

@@ -141,6 +141,7 @@ answers = Table(
     Column("model_id", String(80), nullable=False),
     Column("role", String(16), nullable=False),
     Column("accession", String(64), nullable=False, default=""),  # keyed hash, for "results find"
+    Column("patient", String(64)),  # pseudonym of the query's patient; null: not known
     Column("instance_number", Integer, nullable=False),  # of the SR in series 9901
     Column("predecessor_id", ForeignKey("answers.id")),
     Column("body", JSON, nullable=False),  # domain.Answer.as_json()
@@ -204,6 +205,31 @@ result_slices = Table(  # de-identified key slices of a query, kept result_days 
     Column("frame", Integer, nullable=False, default=0),
     Column("path", String(255), nullable=False),  # relative to the results folder
     Column("vector", LargeBinary, nullable=False),  # float32, little endian
+    Column("z", Float),  # position in the volume, 0..1
+)
+
+users = Table(  # of the web side
+    "users",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),  # lower case
+    Column("hash", String(255), nullable=False),  # argon2id, PHC string
+    Column("admin", Boolean, nullable=False, default=False),
+    Column("disabled", Boolean, nullable=False, default=False),
+    Column("created", Float, nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("key", String(64), nullable=False, unique=True),  # hex SHA-256 of the cookie's value, never the value
+    Column("user_id", ForeignKey("users.id", ondelete="CASCADE"), index=True),  # null: the holder of a link
+    Column("scope", String(32)),  # the one result that is opened; null: as the user may
+    Column("csrf", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("last_used", Float, nullable=False),
+    Column("expires", Float, nullable=False, index=True),  # whatever the use
 )
 
 Index("ix_vectors_series", vectors.c.series_uid)

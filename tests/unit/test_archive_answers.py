@@ -13,7 +13,7 @@ from dicomnode.domain import ModelId, PseudoUid, Role, VerdictKind
 from dicomnode.errors import NotFound
 
 A, B = PseudoUid("2.25.10.1.1"), PseudoUid("2.25.10.1.2")
-HORIZON = 600.0
+WAITS = (10.0, 100.0, 300.0)  # after the first, the second, any later failed try
 
 
 @pytest.fixture
@@ -129,18 +129,29 @@ def test_a_result_lives_from_pending_over_retries_to_delivered_and_again(answers
 
 def test_results_are_due_when_their_time_has_come(answers):
     result = answers.add_result(add(answers).id, "sr", "pacs")
-    assert [r.id for r in answers.due(1000.0, HORIZON)] == [result]
+    assert [r.id for r in answers.due(1000.0, WAITS)] == [result]
     answers.mark_retry(result, next_try=1010.0, error="")
-    assert answers.due(1009.0, HORIZON) == []
-    assert [r.id for r in answers.due(1010.0, HORIZON)] == [result]
+    assert answers.due(1009.0, WAITS) == []
+    assert [r.id for r in answers.due(1010.0, WAITS)] == [result]
     answers.mark_delivered(result)
-    assert answers.due(2000.0, HORIZON) == []
+    assert answers.due(2000.0, WAITS) == []
 
 
 def test_a_clock_that_was_set_back_does_not_hold_a_result_for_years(answers):
     result = answers.add_result(add(answers).id, "sr", "pacs")
     answers.mark_retry(result, next_try=2_000_000_000.0, error="")
-    assert [r.id for r in answers.due(1_700_000_000.0, HORIZON)] == [result]
+    assert [r.id for r in answers.due(1_700_000_000.0, WAITS)] == [result]
+
+
+def test_a_clock_that_was_set_back_by_minutes_delays_a_try_by_no_more_than_its_own_wait(answers):
+    result = answers.add_result(add(answers).id, "sr", "pacs")
+    answers.mark_retry(result, next_try=1010.0, error="")  # it waits 10 s from 1000
+    assert answers.due(1001.0, WAITS) == []
+    assert [r.id for r in answers.due(700.0, WAITS)] == [result], "five minutes back"
+    for _ in range(5):
+        answers.mark_retry(result, next_try=1300.0, error="")  # it waits 300 s, the longest
+    assert answers.due(1001.0, WAITS) == []
+    assert [r.id for r in answers.due(900.0, WAITS)] == [result]
 
 
 def test_results_are_listed_by_answer_and_by_keyed_accession_number(answers):
