@@ -10,16 +10,18 @@ from __future__ import annotations
 import queue
 import socket
 import time
+from collections.abc import Iterable
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 from pydicom.uid import UID
+from pynetdicom import evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ
-from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.dsutils import create_file_meta, encode_file_meta
+from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
+from pynetdicom.dimse_primitives import C_FIND, C_STORE
 from pynetdicom.pdu_primitives import A_ASSOCIATE, P_DATA
 from pynetdicom.service_class import ServiceClass, StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
@@ -28,6 +30,7 @@ from dicomnode.errors import DicomnodeError, InputError
 from dicomnode.scp.incoming import Incoming
 from dicomnode.scp.status import NOT_AUTHORISED
 from dicomnode.scp.transport import IDLE_WAIT_S, BoundedSocket, WakingDul
+from dicomnode.scp.wire import IS_COMMAND, IS_LAST, Fragment, file_head, store_response
 
 if TYPE_CHECKING:
     from pynetdicom.dimse_primitives import DimseServiceType
@@ -36,12 +39,18 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_PREAMBLE = b"\0" * 128 + b"DICM"  # PS3.10 7.1
+# Of a command, or of a data set that is not stored: an identifier with a thousand UIDs has 64 kB.
+MAX_IN_MEMORY = 1024 * 1024
 
 
 def is_storage(sop_class: UID) -> bool:
     """Whether a SOP class is stored by C-STORE, as far as one can know: private and unknown ones are taken to be."""
     return uid_to_service_class(sop_class) in (StorageServiceClass, ServiceClass)
+
+
+def _in_memory(message: DIMSEMessage) -> int:
+    """Bytes of an unfinished message that are held in memory."""
+    return message.encoded_command_set.tell() + cast(BytesIO, message.data_set).tell()
 
 
 class NotAuthorised(DicomnodeError):
@@ -50,8 +59,8 @@ class NotAuthorised(DicomnodeError):
     code = "not-authorised"
     dimse_status = NOT_AUTHORISED
 
-    def __init__(self) -> None:
-        super().__init__("the peer may not store here", place="[[dicom.peers]] services")
+    def __init__(self, what: str = "store") -> None:
+        super().__init__(f"the peer may not {what} here", place="[[dicom.peers]] services")
 
 
 class SpoolingDimse(DIMSEServiceProvider):
@@ -61,15 +70,29 @@ class SpoolingDimse(DIMSEServiceProvider):
         super().__init__(assoc)
         self._untaken: list[Incoming] = []
         self.last_active = time.monotonic()
+        self.msg_queue = _Requests(assoc)
 
     def receive_primitive(self, primitive: P_DATA) -> None:
-        """Decode one fragment at a time, so that a file is open before the first fragment of its data set."""
-        for fragment in primitive.presentation_data_value_list:
+        """Decode one fragment at a time, so that a file is open before the first fragment of its data set.
+
+        What belongs to a stored data set goes into its file as it lies in the PDU; pynetdicom sees the rest.
+        """
+        self.last_active = time.monotonic()
+        for context_id, data in cast(Iterable[Fragment], primitive.presentation_data_value_list):
+            message, rest = self.message, data
+            if isinstance(message, C_STORE_RQ) and message._data_set_file is not None and not data[0] & IS_COMMAND:
+                cast(Incoming, message._data_set_file).write(data[1:])
+                if not data[0] & IS_LAST:
+                    continue
+                rest = data[:1]
             single = P_DATA()
-            single.presentation_data_value_list.append(fragment)
+            single.presentation_data_value_list.append((context_id, bytes(rest)))
             super().receive_primitive(single)
-            self.last_active = time.monotonic()
             message = self.message
+            if message is not None and _in_memory(message) > MAX_IN_MEMORY:
+                log.warning("message_too_long", bytes=_in_memory(message))
+                self.dul.event_queue.put("Evt19")  # PS3.8 table 9-10: invalid PDU, which ends the association
+                return
             if isinstance(message, C_STORE_RQ) and message._data_set_file is None:
                 incoming = self._open(message)
                 self._untaken.append(incoming)
@@ -84,16 +107,10 @@ class SpoolingDimse(DIMSEServiceProvider):
         if not assoc.server.access.allows(assoc.calling, "store"):
             return Incoming.refused(NotAuthorised())
         try:
-            meta = encode_file_meta(
-                create_file_meta(
-                    sop_class_uid=command.AffectedSOPClassUID,
-                    sop_instance_uid=command.AffectedSOPInstanceUID,
-                    transfer_syntax=context.transfer_syntax[0],
-                )
-            )
+            head = file_head(command.AffectedSOPClassUID, command.AffectedSOPInstanceUID, context.transfer_syntax[0])
         except (AttributeError, TypeError, ValueError):
             return Incoming.refused(InputError("C-STORE request without usable SOP class and instance UIDs"))
-        return assoc.server.spool.incoming(_PREAMBLE + meta)
+        return assoc.server.spool.incoming(head)
 
     def get_msg(self, block: bool = False) -> Any:
         """As pynetdicom's, but its reactor, which asks without blocking, waits here instead of polling."""
@@ -107,6 +124,14 @@ class SpoolingDimse(DIMSEServiceProvider):
     def wake(self) -> None:
         """End the wait of the reactor; it finds no message and looks at everything else."""
         self.msg_queue.put((None, None))
+
+    def answer_store(self, request: C_STORE, context_id: int, status: int) -> None:
+        """Send a C-STORE response."""
+        sop_class, sop_uid = cast(UID, request.AffectedSOPClassUID), cast(UID, request.AffectedSOPInstanceUID)
+        response = P_DATA()
+        command = store_response(cast(int, request.MessageID), sop_class, sop_uid, status)
+        response.presentation_data_value_list.append((context_id, command))
+        self.dul.send_pdu(response)
 
     def take(self, request: C_STORE) -> Incoming:
         """The file of a request being served; from now on the caller's to keep or abandon."""
@@ -167,15 +192,31 @@ class SpoolingAssociation(Association):
         """Seconds since anything was received or answered."""
         return 0.0 if self._serving else time.monotonic() - cast(SpoolingDimse, self.dimse).last_active
 
+    def serve_at_once(self, request: C_STORE, context_id: int) -> bool:
+        """Serve a store in the thread that read it, where that is possible: no other thread has to wake up for it.
+
+        Not before the reactor serves, not past a request that waits for it, and not where the end is an abort.
+        """
+        ready = self.is_established and not self._serving and self.dimse.msg_queue.empty()
+        if not ready or self._accepted_cx.get(context_id) is None or not request.is_valid_request:
+            return False
+        self._serve_request(request, context_id)
+        return True
+
     def _serve_request(self, msg: DimseServiceType, context_id: int) -> None:
-        self._serving = True
+        self._serving = cast(WakingDul, self.dul).serving = True
+        if isinstance(msg, C_FIND) and msg.Identifier is None:
+            msg.Identifier = BytesIO()  # pynetdicom would not answer at all; so it is an identifier without a level
         if isinstance(msg, C_STORE) and msg.MessageIDBeingRespondedTo is None:
             self._serve_store(msg, context_id)
+        elif not msg.is_valid_request:
+            log.warning("request_invalid")
+            self.abort()
         else:
             super()._serve_request(msg, context_id)
         self.dul._idle_timer.restart()  # time spent in our handler is not the peer's silence
         cast(SpoolingDimse, self.dimse).last_active = time.monotonic()
-        self._serving = False
+        self._serving = cast(WakingDul, self.dul).serving = False
 
     def _serve_store(self, request: C_STORE, context_id: int) -> None:
         """As pynetdicom, which knows no service for private SOP classes, and leaves a broken request unanswered."""
@@ -184,6 +225,20 @@ class SpoolingAssociation(Association):
             log.warning("store_request_invalid")
             self.abort()
             return
-        self._is_paused = True
-        StorageServiceClass(self).SCP(request, context)
-        self._is_paused = False
+        status = evt.trigger(self, evt.EVT_C_STORE, {"request": request, "context": context.as_tuple})
+        if self.is_established:
+            cast(SpoolingDimse, self.dimse).answer_store(request, context_id, cast(int, status))
+
+
+class _Requests(queue.Queue[Any]):
+    """The requests that wait for the reactor; a store is served before it gets here."""
+
+    def __init__(self, assoc: SpoolingAssociation) -> None:
+        super().__init__()
+        self._assoc = assoc
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        context_id, request = item
+        store = isinstance(request, C_STORE) and request.MessageIDBeingRespondedTo is None
+        if not (store and self._assoc.serve_at_once(request, context_id)):
+            super().put(item, block, timeout)

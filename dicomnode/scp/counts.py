@@ -11,6 +11,12 @@ class Counts(Protocol):
     def received(self, outcome: str, size: int = 0) -> None:
         """An instance came: stored, duplicate, version, ignored, refused, failed; ``size`` bytes where stored."""
 
+    def find(self, outcome: str) -> None:
+        """A C-FIND request ended: answered, cancelled, too-many, refused, failed, aborted."""
+
+    def query(self, source: str) -> None:
+        """Somebody asked for similar cases."""
+
     def association(self) -> None:
         """An association was accepted."""
 
@@ -22,6 +28,12 @@ class Uncounted:
     """Counts nothing."""
 
     def received(self, outcome: str, size: int = 0) -> None:
+        """Do nothing."""
+
+    def find(self, outcome: str) -> None:
+        """Do nothing."""
+
+    def query(self, source: str) -> None:
         """Do nothing."""
 
     def association(self) -> None:

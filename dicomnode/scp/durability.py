@@ -50,6 +50,8 @@ def database_errors() -> Iterator[None]:
     except DBAPIError as exc:
         # Not chained: the driver's error repeats the statement's parameters.
         raise _database_error(exc.orig) from None
+    except sqlite3.Error as exc:
+        raise _database_error(exc) from None
 
 
 def _database_error(orig: BaseException | None) -> DicomnodeError:

@@ -57,7 +57,7 @@ class Incoming:
         """Hex digest of the data set's bytes so far."""
         return self._hash.hexdigest()
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Append a fragment of the data set; never raises (see ``error``)."""
         if self.error is not None:
             return
@@ -81,7 +81,7 @@ class Incoming:
         if self.path != Path(os.devnull):
             self.path.unlink(missing_ok=True)
 
-    def _write_all(self, data: bytes) -> None:
+    def _write_all(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]

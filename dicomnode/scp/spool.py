@@ -7,20 +7,20 @@ WAL, synchronous=FULL); only then may a caller answer 0000. Never puts a UID int
 from __future__ import annotations
 
 import os
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import structlog
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, delete, func, select, update
 
 from dicomnode.archive.database import Changes, open_engine
+from dicomnode.scp.arriving import ArrivingRows
 from dicomnode.scp.durability import database_errors, storage_error, sync_file, sync_folder
 from dicomnode.scp.group import GroupCommit
 from dicomnode.scp.incoming import Incoming
-from dicomnode.scp.jobs import Jobs, inserted_id
+from dicomnode.scp.jobs import Jobs
 from dicomnode.scp.records import PendingStudy, ReceivedFile, Stored, StoredKind, Sweep
 from dicomnode.scp.schema import JobState, instances, jobs, metadata, studies
 
@@ -28,11 +28,11 @@ log = structlog.get_logger(__name__)
 
 FOLDER_MODE = 0o700  # identified zone: nobody but the node's own user
 DATABASE = "spool.sqlite3"
+TURNS = "spool.turns"  # empty; locked while a receiver commits
 OBJECTS = "spool"
 RESERVE_BYTES = 64 * 1024 * 1024  # kept free so that a full node can still commit and delete its way out
 STRAY_AGE_S = 3600.0  # a report or key object whose study's images never came
 JOB_KEEP_S = 7 * 86400.0  # final jobs stay listed as long as sent results do ([report] keep_days)
-UNREADABLE = "unreadable-"
 
 
 class Spool(Jobs):
@@ -44,6 +44,7 @@ class Spool(Jobs):
         self.reserve = reserve
         self._engine = engine
         self._read = engine.execution_options(read_only=True)
+        self._rows = ArrivingRows(engine, folder / TURNS)
         self._commits = GroupCommit(self._commit)
         self._objects_fd = os.open(self.objects, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -75,6 +76,7 @@ class Spool(Jobs):
 
     def close(self) -> None:
         """Let go of the database and the folder."""
+        self._rows.close()
         self._engine.dispose()
         if self._objects_fd >= 0:
             os.close(self._objects_fd)
@@ -110,68 +112,24 @@ class Spool(Jobs):
     def _commit(self, sources: Sequence[ReceivedFile]) -> list[tuple[Stored, bool]]:
         """Sync the folder and commit the rows of files that are synced; says of each whether its file is kept."""
         os.fsync(self._objects_fd)
-        with database_errors(), self._engine.begin() as connection:
-            return [self._record(connection, source) for source in sources]
+        with database_errors(), self._rows.transaction():
+            return [self._record(source) for source in sources]
 
-    def _record(self, connection: Connection, source: ReceivedFile) -> tuple[Stored, bool]:
+    def _record(self, source: ReceivedFile) -> tuple[Stored, bool]:
         """Insert the row; returns what it was and whether the source file belongs to the spool now."""
-        study_id = self._study(connection, source)
-        same_uid = connection.execute(
-            select(instances.c.id, instances.c.sha256, instances.c.version, instances.c.path).where(
-                instances.c.study_id == study_id,
-                instances.c.sop_uid == source.sop_uid,
-                instances.c.removing.is_(False),
-            )
-        ).all()
-        for row in same_uid:
+        study_id = self._rows.study(source)
+        versions = self._rows.versions(study_id, source.sop_uid)
+        for row in versions:
             if row.sha256 == source.sha256:
                 own = row.path == source.path.name  # a commit that failed after it was done is tried again
                 healed = not (self.objects / row.path).exists()
                 if healed:  # the first file was lost under its row: the resend takes its place
-                    connection.execute(update(instances).where(instances.c.id == row.id).values(path=source.path.name))
+                    self._rows.move(row.id, source.path.name)
                 return Stored(StoredKind.DUPLICATE, row.id, study_id, row.version), own or healed
-        version = max((row.version for row in same_uid), default=0) + 1
-        instance_id = inserted_id(
-            connection.execute(
-                insert(instances).values(
-                    study_id=study_id,
-                    sop_uid=source.sop_uid,
-                    sop_class=source.sop_class,
-                    transfer_syntax=source.transfer_syntax,
-                    series_uid=source.series_uid,
-                    sha256=source.sha256,
-                    bytes=source.size,
-                    path=source.path.name,
-                    image=source.image,
-                    version=version,
-                    received=time.time(),
-                )
-            )
-        )
+        version = max((row.version for row in versions), default=0) + 1
+        instance_id = self._rows.add(study_id, source, version)
         kind = StoredKind.NEW if version == 1 else StoredKind.VERSION
         return Stored(kind, instance_id, study_id, version), True
-
-    def _study(self, connection: Connection, source: ReceivedFile) -> int:
-        key = (
-            f"{source.study_uid}|{source.called}|{source.calling}"
-            if source.study_uid
-            else UNREADABLE + secrets.token_hex(16)
-        )
-        found = connection.execute(select(studies.c.id).where(studies.c.study_key == key)).scalar_one_or_none()
-        if found is not None:
-            return int(found)
-        return inserted_id(
-            connection.execute(
-                insert(studies).values(
-                    study_key=key,
-                    study_uid=source.study_uid,
-                    called=source.called,
-                    calling=source.calling,
-                    role=source.role.value,
-                    created=time.time(),
-                )
-            )
-        )
 
     def changes(self) -> Changes:
         """Tells cheaply whether rows may have changed."""

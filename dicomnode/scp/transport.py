@@ -11,13 +11,16 @@ import queue
 import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from pynetdicom.dul import DULServiceProvider
-from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT, A_RELEASE
+from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT, A_RELEASE, P_DATA
 from pynetdicom.transport import AssociationSocket
+
+from dicomnode.scp.wire import P_DATA_TF, DataPdu
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -30,6 +33,8 @@ IDLE_WAIT_S = 0.1  # how late a thread notices what nobody wakes it for: timers 
 CLOSED_WAIT_S = 0.001
 CLOSED_CHECK_S = 0.25
 _CLOSING = "Sta13"  # PS3.8 table 9-10: waiting for the transport connection to close
+_ESTABLISHED = "Sta6"  # PS3.8 table 9-10: data transfer
+HEADER_BYTES = 6  # PS3.8 9.3.1: type, reserved, length
 
 
 class BoundedSocket(AssociationSocket):
@@ -38,6 +43,8 @@ class BoundedSocket(AssociationSocket):
     def __init__(self, assoc: Association, client_socket: socket.socket, deadline: float) -> None:
         super().__init__(assoc, client_socket=client_socket)
         self.deadline: float | None = deadline  # monotonic; until the association is requested
+        self._header = b""
+        self._buffer = bytearray()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
 
@@ -90,21 +97,56 @@ class BoundedSocket(AssociationSocket):
         OSError
             The PDU is longer than any we would accept, or did not arrive in time; pynetdicom closes the connection.
         """
+        if self._header:
+            header, self._header = self._header, b""
+            return bytearray(header)
         if nr_bytes > MAX_PDU_BYTES:
             raise OSError("PDU longer than the announced maximum")
         data = bytearray(nr_bytes)
-        done = 0
-        peer = cast(socket.socket, self.socket)
         with memoryview(data) as view:
-            while done < nr_bytes:
-                if self.deadline is not None and time.monotonic() > self.deadline:
-                    raise TimeoutError("the association request did not arrive in time")
-                got = peer.recv_into(view[done : done + RECV_BYTES])
-                if not got:
-                    break
-                done += got
+            done = self._fill(view)
         del data[done:]
         return data
+
+    def next_data(self) -> memoryview | None:
+        """The next PDU if it is a whole P-DATA-TF, in a buffer that the next call uses again; None where it is another.
+
+        Memory of its own for each PDU would cost more time than the data in it. What is not data is left to ``recv``.
+
+        Raises
+        ------
+        OSError
+            As ``recv``, or the peer closed the connection.
+        """
+        header = bytearray(HEADER_BYTES)
+        if self._fill(memoryview(header)) < HEADER_BYTES:
+            raise OSError("closed by the peer")
+        if header[0] != P_DATA_TF:
+            self._header = bytes(header)
+            return None
+        size = HEADER_BYTES + int.from_bytes(header[2:], "big")
+        if size > MAX_PDU_BYTES:
+            raise OSError("PDU longer than the announced maximum")
+        if size > len(self._buffer):
+            self._buffer = bytearray(size)
+        pdu = memoryview(self._buffer)[:size]
+        pdu[:HEADER_BYTES] = header
+        if HEADER_BYTES + self._fill(pdu[HEADER_BYTES:]) < size:
+            raise OSError("closed by the peer")
+        return pdu
+
+    def _fill(self, view: memoryview) -> int:
+        """Read into all of ``view``; the bytes read, fewer when the peer closes."""
+        done = 0
+        peer = cast(socket.socket, self.socket)
+        while done < len(view):
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                raise TimeoutError("the association request did not arrive in time")
+            got = peer.recv_into(view[done : done + RECV_BYTES])
+            if not got:
+                break
+            done += got
+        return done
 
 
 class WakingDul(DULServiceProvider):
@@ -114,6 +156,28 @@ class WakingDul(DULServiceProvider):
         super().__init__(assoc)
         self.to_user_queue = _EndingQueue(wake_association)
         self._run_loop_delay = 0.0  # ``ready`` does the waiting
+        self.serving = False
+
+    def idle_timer_expired(self) -> bool:
+        """As pynetdicom's, but time that we spend on a request is not the peer's silence."""
+        return not self.serving and super().idle_timer_expired()
+
+    def _read_pdu_data(self) -> None:
+        """As pynetdicom's, but data of an association that is established goes straight to where it belongs."""
+        if self.state_machine.current_state == _ESTABLISHED and isinstance(self.socket, BoundedSocket):
+            try:
+                data = self.socket.next_data()
+                pdu = None if data is None else DataPdu(data)
+            except OSError:
+                self.event_queue.put("Evt17")  # PS3.8 table 9-10: transport connection closed
+                return
+            except ValueError:
+                self.event_queue.put("Evt19")  # invalid PDU
+                return
+            if pdu is not None:
+                self.assoc.dimse.receive_primitive(cast(P_DATA, pdu))
+                return
+        super()._read_pdu_data()
 
     def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
         """As pynetdicom's, but a connection that is closed is not waited for: probes of a balancer come by hundreds."""
@@ -143,7 +207,7 @@ class WakingDul(DULServiceProvider):
         return super().stop_dul()
 
     def _wake(self) -> None:
-        if isinstance(self.socket, BoundedSocket):
+        if isinstance(self.socket, BoundedSocket) and threading.get_ident() != self.ident:
             self.socket.wake()
 
 

@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,10 +25,10 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     generate_uid,
 )
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
-from pynetdicom.dsutils import encode_file_meta
+from pynetdicom.dsutils import encode, encode_file_meta
 from pynetdicom.sop_class import Verification
 
 from dicomnode.config import Dicom, Peer
@@ -290,6 +291,76 @@ def test_an_abort_in_the_middle_of_an_object_leaves_nothing(node):
     assoc.abort()
     wait_until(lambda: running.files() == [])
     wait_until(lambda: running.server.admitted == 0)
+
+
+def pdus(ds: Dataset, per_pdu: int, fragment: int) -> Iterator[bytes]:
+    """A C-STORE request as P-DATA-TF PDUs: ``per_pdu`` items in each, with ``fragment`` bytes in each item."""
+    request = C_STORE()
+    request.MessageID, request.Priority = 7, 2
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = ds.SOPClassUID, ds.SOPInstanceUID
+    request.DataSet = io.BytesIO(encode(ds, False, True))
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    items = [
+        struct.pack(">IB", len(data) + 1, context_id) + data
+        for primitive in message.encode_msg(1, fragment + 6)
+        for context_id, data in primitive.presentation_data_value_list
+    ]
+    for start in range(0, len(items), per_pdu):
+        body = b"".join(items[start : start + per_pdu])
+        yield struct.pack(">BBI", 4, 0, len(body)) + body
+
+
+@pytest.mark.parametrize(("per_pdu", "fragment", "piece"), [(1000, 40, 10**6), (3, 101, 10**6), (1, 5000, 97)])
+def test_however_a_request_is_cut_into_items_pdus_and_packets_its_bytes_arrive(node, per_pdu, fragment, piece):
+    running, ds = node(), ct(pixels=bytes(range(256)) * 40)
+    answers = []
+    ae = AE("PACS")
+    ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    collect = [(evt.EVT_DIMSE_RECV, lambda event: answers.append(event.message.command_set))]
+    assoc = ae.associate("127.0.0.1", running.port, ae_title="DICOMNODE", evt_handlers=collect)
+    stream = b"".join(pdus(ds, per_pdu, fragment)) * 2  # a second one follows before the first is answered
+    for start in range(0, len(stream), piece):
+        assoc.dul.socket.socket.sendall(stream[start : start + piece])
+    wait_until(lambda: len(answers) == 2)
+    assert [(a.Status, a.MessageIDBeingRespondedTo, a.AffectedSOPInstanceUID) for a in answers] == [
+        (0, 7, ds.SOPInstanceUID)
+    ] * 2
+    assoc.release()
+    (study,) = running.spool.pending()
+    assert study.images == 1
+    (file,) = running.spool.objects.iterdir()
+    assert dcmread(file).PixelData == ds.PixelData
+    assert file.read_bytes().endswith(encode(ds, False, True))
+
+
+def test_an_item_that_claims_more_than_its_pdu_ends_the_association(node):
+    running = node()
+    ae = AE("PACS")
+    ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    assoc = ae.associate("127.0.0.1", running.port, ae_title="DICOMNODE")
+    assoc.dul.socket.socket.sendall(struct.pack(">BBIIBB", 4, 0, 6, 999, 1, 3))
+    wait_until(lambda: assoc.is_aborted)
+    wait_until(lambda: running.server.admitted == 0)
+    assert list(running.spool.objects.iterdir()) == []
+
+
+def test_an_object_that_is_announced_and_never_sent_ends_with_the_idle_time(node):
+    running = node(idle_s=1.0)
+    assoc = running.associate(STORE)
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 0
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CTImageStorage, generate_uid()
+    request.DataSet = io.BytesIO(bytes(100))
+    message = C_STORE_RQ()
+    message.primitive_to_message(request)
+    command, *_data_set = message.encode_msg(assoc.accepted_contexts[0].context_id, 16382)
+    assoc.dul.send_pdu(command)
+    wait_until(running.files)  # it is waited for
+    began = time.monotonic()
+    wait_until(lambda: assoc.is_aborted)
+    assert time.monotonic() - began < 3
+    wait_until(lambda: running.server.admitted == 0 and running.files() == [])
 
 
 def wait_until(condition, seconds: float = 10.0) -> None:

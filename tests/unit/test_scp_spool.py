@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from dicomnode.domain import Role
-from dicomnode.errors import NotFound, StorageFull
+from dicomnode.errors import DicomnodeError, NotFound, StorageFull
 from dicomnode.scp.records import ReceivedFile, StoredKind
 from dicomnode.scp.schema import JobState
 from dicomnode.scp.spool import JOB_KEEP_S, STRAY_AGE_S, Spool
@@ -249,10 +250,9 @@ def test_less_room_than_the_reserve_is_a_full_disk(tmp_path):
 
 def test_a_full_database_keeps_neither_row_nor_file(spool):
     source = received(spool)
-    with spool._engine.connect() as connection:
-        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")  # SQLITE_FULL on the next new page
-        connection.rollback()
+    connection = spool._rows._connection
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLITE_FULL on the next new page
     with pytest.raises(StorageFull) as error:
         for number in range(5000):
             spool.store(source if not number else received(spool, str(number).encode(), sop_uid=f"1.2.{number}" * 8))
@@ -261,6 +261,17 @@ def test_a_full_database_keeps_neither_row_nor_file(spool):
     with spool._engine.connect() as connection:
         rows = connection.execute(text("SELECT count(*) FROM instances")).scalar_one()
     assert rows == len(files(spool))
+
+
+def test_a_commit_that_fails_does_not_keep_other_receivers_waiting(spool):
+    source = received(spool)
+    spool._rows._connection.execute("PRAGMA query_only = ON")
+    with pytest.raises(DicomnodeError):
+        spool.store(source)
+    second = Spool.open(spool.folder)
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(second.store, received(second)).result(10).kind is StoredKind.NEW
+    second.close()
 
 
 def test_a_spool_opened_again_has_everything(spool):
@@ -276,7 +287,5 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
         (tmp_path / "identified").write_text("a file where the folder should be")
     else:
         tmp_path.chmod(0o500)
-    from dicomnode.errors import DicomnodeError
-
     with pytest.raises(DicomnodeError, match="data_dir"):
         Spool.open(tmp_path / "identified")
