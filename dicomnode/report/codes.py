@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from typing import TYPE_CHECKING
 
-from highdicom.sr.coding import CodedConcept
 from pydicom.dataset import Dataset
 
 from dicomnode.domain import IMPLEMENTATION_CLASS_UID as IMPLEMENTATION_CLASS_UID
 from dicomnode.domain import LABEL_SCHEME, SCHEME
+
+if TYPE_CHECKING:
+    from highdicom.sr.coding import CodedConcept
 
 # Drawn once as random UUIDs (PS3.5 B.2) and never changed.
 SCHEME_UID = "2.25.215524031941169969220989128792875089148"
@@ -66,6 +69,8 @@ class Concept(Enum):
 
     def coded(self, language: Language) -> CodedConcept:
         """The concept name as a code item; the meaning is in the report's language, the code never changes."""
+        from highdicom.sr.coding import CodedConcept  # a second to import, and a sheet needs no codes
+
         return CodedConcept(self.code, SCHEME, self.value[2] if language is Language.ES else self.value[1])
 
 
@@ -76,6 +81,7 @@ class Texts:
     language_name: str
     series_description: str
     sheet_description: str
+    document_description: str
     notice: str
     similar: str
     none: str
@@ -102,6 +108,10 @@ class Texts:
     similarity: str
     score: str
     more_cases: str
+    more_findings: str
+    score_note: str
+    similarity_note: str
+    page: str
     open_viewer: str
     document_title: str
     no_image: str
@@ -112,6 +122,7 @@ ENGLISH = Texts(
     language_name="English",
     series_description="Similar cases (AI search, not for diagnosis)",
     sheet_description="Similar cases, contact sheet (AI, not for diagnosis)",
+    document_description="Similar cases, PDF with links (AI, not for diagnosis)",
     notice=(
         "The cases listed here belong to OTHER patients (de-identified). They were retrieved by image similarity, "
         "not by diagnosis. Findings listed with a case are findings of that case, never of this patient. "
@@ -145,6 +156,10 @@ ENGLISH = Texts(
     similarity="similarity {value}",
     score="score {value}",
     more_cases="{n} more in the report",
+    more_findings="and {n} more",
+    score_note="The score (0 to 1) puts cases in order; it is not a probability.",
+    similarity_note="Similarity of images, in percent; not the probability of a diagnosis.",
+    page="Page {n} of {total}",
     open_viewer="Open in the viewer",
     document_title="Similar cases (not for diagnosis)",
     no_image="no image",
@@ -155,6 +170,7 @@ SPANISH = Texts(
     language_name="Spanish",
     series_description="Casos similares (búsqueda por IA, no diagnóstica)",
     sheet_description="Casos similares, hoja de contactos (IA, no diagnóstica)",
+    document_description="Casos similares, PDF con enlaces (IA, no diagnóstico)",
     notice=(
         "Los casos de esta lista pertenecen a OTROS pacientes (anonimizados). Se recuperaron por similitud de imagen, "
         "no por diagnóstico. Los hallazgos de cada caso son de ese caso, nunca de este paciente. "
@@ -188,6 +204,10 @@ SPANISH = Texts(
     similarity="similitud {value}",
     score="puntuación {value}",
     more_cases="{n} más en el informe",
+    more_findings="y {n} más",
+    score_note="La puntuación (0 a 1) ordena los casos; no es una probabilidad.",
+    similarity_note="Similitud de imágenes, en porcentaje; no la probabilidad de un diagnóstico.",
+    page="Página {n} de {total}",
     open_viewer="Abrir en el visor",
     document_title="Casos similares (no para diagnóstico)",
     no_image="sin imagen",

@@ -1,7 +1,7 @@
 """The contact sheet as DICOM: one Secondary Capture image that every workstation shows, in the query's study.
 
 Single-frame RGB, DERIVED, in a series of its own. Each case says in its pixels that it is not this patient; what is
-drawn and why it identifies nobody: ``sheet_image``. Modules: PS3.3 A.8.1.
+drawn and why it identifies nobody: ``tiles``, ``sheet_image``. Modules: PS3.3 A.8.1.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pydicom.dataset import Dataset
 
 from dicomnode.report.codes import SECONDARY_CAPTURE, texts
 from dicomnode.report.header import new_object, value_of
-from dicomnode.report.sheet_image import QueryTile, Tiles, draw_sheet
+from dicomnode.report.sheet_image import draw_sheet
 from dicomnode.report.spec import ObjectSpec
+from dicomnode.report.tiles import QueryTile, Tiles
 from dicomnode.report.uids import Kind
 
 __all__ = ["QueryTile", "Tiles", "build_contact_sheet"]

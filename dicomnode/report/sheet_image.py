@@ -1,79 +1,47 @@
 """Draws the contact sheet: slices of the query on the left, the similar cases of other patients on the right.
 
-Only de-identified content is drawn: slices, ranks, scores, findings and fixed sentences; no name, id, date or UID of
-the query, so that the sheet may say Burned In Annotation NO. The same tiles give the same pixels.
-Font: DejaVu Sans, which has the accents that Pillow's built-in font lacks; it comes with matplotlib.
+Only what ``tiles`` holds is drawn, which identifies nobody, so that the sheet may say Burned In Annotation NO. The
+same tiles give the same pixels. Symbols and colours of findings are those of the viewer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from dicomnode.domain import Answer, Case, Finding, FindingStatus
-from dicomnode.errors import SettingsError
-from dicomnode.report.codes import PRODUCT, Language, Texts, texts
+from dicomnode.domain import Case, FindingStatus
+from dicomnode.report.codes import PRODUCT, Language, texts
+from dicomnode.report.fonts import Measure, font, has_right_to_left, lines_of, shortened, wrapped
 from dicomnode.report.header import clean_text
-from dicomnode.report.spec import QueryImage
-from dicomnode.report.sr import BELOW_THRESHOLD, case_link, finding_text, query_slice, verdict_sentence
+from dicomnode.report.tiles import Pixels, Tiles, finding_lines, score_words, slice_words
+from dicomnode.report.words import BELOW_THRESHOLD, verdict_sentence
 
-Pixels = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 WIDTH, HEIGHT = 1600, 1200  # a 2 MP workstation shows it without scaling
-MARGIN, GAP = 24, 14
-HEADER_HEIGHT, FOOTER_HEIGHT, QUERY_WIDTH = 138, 40, 372
-CAPTION_HEIGHT, CAPTION_LINE, BAND_HEIGHT = 82, 21, 30
-MAX_SIDE = 560  # of one picture: a lone case must not dwarf the query beside it
-MAX_CASES, MAX_QUERY, BUTTON_WIDTH = 12, 3, 300
+MARGIN, GAP, PAD = 24, 14, 12
+FOOTER_HEIGHT, BAND_HEIGHT, LINE = 42, 30, 21
+QUERY_WIDTH, QUERY_WIDTH_FEW = 262, 420
+CAPTION_HEIGHT, CAPTION_WIDTH = 106, 240  # the least that a caption needs below, or beside, its picture
+THRESHOLD_LINE = 22
+ROOMY, ROOMY_WIDTH = 1.35, 420  # a wide caption has larger letters
+WIDEST_PERCENT, WIDEST_SCORE = "100.0 %", "0.000"
+MAX_SIDE = 600  # of one picture: a lone case must not dwarf the query beside it
+FEW, MAX_CASES, MAX_QUERY = 3, 12, 3
+HOLE_WORTH, WIDTH_WORTH = 0.8, 0.9  # how much smaller pictures may be for a grid without holes, for longer lines
 
-BACKGROUND: Final[Colour] = (16, 18, 22)
-PANEL: Final[Colour] = (30, 33, 39)
-TEXT: Final[Colour] = (236, 238, 241)
-MUTED: Final[Colour] = (165, 172, 182)
+BACKGROUND: Final[Colour] = (12, 14, 17)
+PANEL: Final[Colour] = (28, 31, 37)
+LINES: Final[Colour] = (62, 68, 78)
+TEXT: Final[Colour] = (240, 242, 245)
+MUTED: Final[Colour] = (172, 179, 189)
 WARNING: Final[Colour] = (255, 196, 61)
 ON_WARNING: Final[Colour] = (24, 20, 6)
 OWN: Final[Colour] = (96, 178, 255)
-
-
-@dataclass(frozen=True, slots=True)
-class QueryTile:
-    """One slice of the query: grey levels ready for display, uint8 [rows, columns], and where it lies."""
-
-    pixels: Pixels
-    image: QueryImage
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """What the sheet shows.
-
-    Attributes
-    ----------
-    answer : Answer
-        The verdict and the cases.
-    query : tuple of QueryTile
-        The slices that matched best, best first; the first three are drawn.
-    cases : mapping of rank to pixels
-        The matched slice of each case, de-identified, uint8 [rows, columns]; a missing one is said to be missing.
-    """
-
-    answer: Answer
-    query: tuple[QueryTile, ...]
-    cases: Mapping[int, Pixels]
-
-    def __post_init__(self) -> None:
-        for pixels in (*(q.pixels for q in self.query), *self.cases.values()):
-            if pixels.ndim != 2 or pixels.dtype != np.uint8 or 0 in pixels.shape:
-                raise ValueError("a tile is a uint8 array of rows by columns")
+PRESENT: Final[Colour] = (255, 122, 69)
 
 
 class Box(NamedTuple):
@@ -93,180 +61,171 @@ class Box(NamedTuple):
         return self.y1 - self.y0
 
 
-@cache
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    spec = find_spec("matplotlib")
-    if spec is None or spec.origin is None:
-        raise SettingsError("the contact sheet has no font", place="matplotlib", advice="run: pip install matplotlib")
-    folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
-    return ImageFont.truetype(
-        folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"), size, layout_engine=ImageFont.Layout.BASIC
-    )
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How cases are laid out: columns, rows, and whether captions stand beside their pictures instead of below."""
+
+    columns: int
+    rows: int
+    beside: bool
+    side: float
 
 
-@cache
-def _has_glyph(character: str) -> bool:
-    font = _font(20)
-    return character.isspace() or bytes(font.getmask(character)) != bytes(font.getmask("\U0010ffff"))
+def grid(count: int, width: int, height: int, caption: int) -> Grid:
+    """The layout that gives ``count`` tiles the largest pictures; full, and with wide tiles, where it costs little.
 
-
-def _drawable(text: str) -> bool:
-    return all(_has_glyph(c) for c in text)
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """``text`` in at most ``lines`` lines; what is left over ends in dots."""
-    out: list[str] = []
-    words = text.split()
-    while words and len(out) < lines - 1:
-        count = 1
-        while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width:
-            count += 1
-        out.append(_shortened(" ".join(words[:count]), font, width))
-        words = words[count:]
-    return [*out, _shortened(" ".join(words), font, width)] if words else out
-
-
-def _finding_lines(case: Case, t: Texts) -> list[str]:
-    def line(finding: Finding) -> str:
-        display = clean_text(finding.display)
-        # A script that the font cannot draw would be a row of empty boxes: the code is at least readable.
-        return display if _drawable(display) else clean_text(f"{finding.system} {finding.code}")
-
-    if case.status is FindingStatus.PRESENT and case.findings:
-        return [text if _drawable(text := line(f)) else t.finding_uncoded for f in case.findings]
-    return finding_text(case, t)
-
-
-def grid(count: int, width: int, height: int, below_picture: int) -> tuple[int, int]:
-    """Columns and rows that give ``count`` tiles the largest square picture in ``width`` by ``height``.
-
-    ``below_picture`` is what each tile needs under its picture; all in pixels.
+    ``width`` and ``height`` of the place and ``caption``, the height of a caption below its picture, in pixels.
+    A few cases are a list, with captions beside pictures as large as those of the query.
     """
 
-    def side(columns: int) -> float:
+    def layout(columns: int, beside: bool) -> Grid:
         rows = -(-count // columns)
-        return min((width - GAP * (columns - 1)) / columns, (height - GAP * (rows - 1)) / rows - below_picture)
+        w, h = (width - GAP * (columns - 1)) / columns, (height - GAP * (rows - 1)) / rows - BAND_HEIGHT
+        side = min(w - CAPTION_WIDTH, h) if beside else min(w, h - caption)
+        return Grid(columns, rows, beside, min(side, MAX_SIDE))
 
-    columns = max(range(1, count + 1), key=side)
-    return columns, -(-count // columns)
+    if count <= FEW:
+        return layout(1, True)
+    every = [layout(columns, beside) for columns in range(1, count + 1) for beside in (False, True)]
+    best = max(every, key=lambda g: g.side)
+    full = [g for g in every if g.columns * g.rows == count and g.side >= HOLE_WORTH * best.side]
+    best = max(full, key=lambda g: g.side, default=best)
+    wider = [g for g in full or every if g.side >= WIDTH_WORTH * best.side]
+    return min(wider, key=lambda g: (g.columns, -g.side))
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
-    """A part of the picture that leads somewhere, in pixels."""
-
-    box: Box
-    url: str
+def _measure(size: int, *, bold: bool = False) -> Measure:
+    return lambda text: font(size, bold=bold, shaped=has_right_to_left(text)).getlength(text)
 
 
 class _Sheet:
-    def __init__(self, tiles: Tiles, language: Language, version: str, link: str = "") -> None:
+    def __init__(self, tiles: Tiles, language: Language, version: str) -> None:
         self.tiles = tiles
         self.answer = tiles.answer
         self.t = texts(language)
         self.version = clean_text(version)
-        self.link = clean_text(link)
-        self.areas: list[Area] = []
         self.below_threshold = self.answer.verdict.kind in BELOW_THRESHOLD
-        self.below_picture = BAND_HEIGHT + CAPTION_HEIGHT + (CAPTION_LINE if self.below_threshold else 0)
         self.image = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
         self.draw = ImageDraw.Draw(self.image)
 
     def render(self) -> Image.Image:
-        body_top, body_bottom = HEADER_HEIGHT + GAP, HEIGHT - FOOTER_HEIGHT - GAP
-        self.header()
-        self.query_column(Box(MARGIN, body_top, MARGIN + QUERY_WIDTH, body_bottom))
-        self.case_grid(Box(MARGIN + QUERY_WIDTH + 2 * GAP, body_top, WIDTH - MARGIN, body_bottom))
+        top, bottom = self.header() + GAP, HEIGHT - FOOTER_HEIGHT - GAP
+        query = QUERY_WIDTH_FEW if len(self.answer.cases) <= FEW else QUERY_WIDTH
+        self.query_column(Box(MARGIN, top, MARGIN + query, bottom))
+        self.case_grid(Box(MARGIN + query + 2 * GAP, top, WIDTH - MARGIN, bottom))
         self.footer()
         return self.image
 
-    def write(self, x: float, y: float, text: str, size: int, colour: Colour = TEXT, *, bold: bool = False) -> None:
-        self.draw.text((x, y), text, font=_font(size, bold=bold), fill=colour)
+    def write(
+        self, x: float, y: float, text: str, size: int, colour: Colour = TEXT, *, bold: bool = False, anchor: str = "la"
+    ) -> None:
+        face = font(size, bold=bold, shaped=has_right_to_left(text))
+        self.draw.text((x, y), text, font=face, fill=colour, anchor=anchor)
 
-    def header(self) -> None:
-        self.draw.rectangle((0, 0, WIDTH, HEADER_HEIGHT), fill=PANEL)
-        self.draw.rectangle((0, 0, 10, HEADER_HEIGHT), fill=WARNING)
+    def header(self) -> int:
+        """Title, notice and verdict; returns where it ends."""
+        colour = WARNING if self.below_threshold else TEXT
+        verdict = wrapped(verdict_sentence(self.answer, self.t), _measure(19), WIDTH - 2 * MARGIN, 2)
+        height = 100 + 26 * len(verdict)
+        self.draw.rectangle((0, 0, WIDTH, height - 1), fill=PANEL)
+        self.draw.rectangle((0, 0, 9, height - 1), fill=WARNING)
         title = self.t.sheet_title_below if self.below_threshold and self.answer.cases else self.t.sheet_title
-        self.write(MARGIN, 12, title, 32, WARNING, bold=True)
-        self.write(MARGIN, 54, self.t.sheet_notice, 20)
-        if self.link:
-            self.button(Box(WIDTH - MARGIN - BUTTON_WIDTH, 12, WIDTH - MARGIN, 46))
-        for i, line in enumerate(_wrapped(verdict_sentence(self.answer, self.t), _font(18), WIDTH - 2 * MARGIN, 2)):
-            self.write(MARGIN, 84 + 24 * i, line, 18, WARNING if self.below_threshold else MUTED)
-
-    def button(self, box: Box) -> None:
-        self.band(box, self.t.open_viewer, OWN, 20)
-        address = _shortened(self.link, _font(14), WIDTH // 2)
-        self.write(box.x1 - _font(14).getlength(address), box.y1 + 8, address, 14, OWN)
-        self.areas.append(Area(Box(box.x0, box.y0, box.x1, box.y1 + 28), self.link))
+        self.write(MARGIN, 15, title, 32, WARNING, bold=True)
+        self.write(MARGIN, 60, self.t.sheet_notice, 19, MUTED)
+        for i, line in enumerate(verdict):
+            self.write(MARGIN, 88 + 26 * i, line, 19, colour)
+        return height
 
     def query_column(self, box: Box) -> None:
         shown = self.tiles.query[:MAX_QUERY]
-        self.draw.rectangle((box.x0, box.y0, box.x1, box.y1), fill=PANEL, outline=OWN, width=3)
+        self.draw.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), fill=PANEL, outline=OWN, width=3)
         self.band(Box(box.x0, box.y0, box.x1, box.y0 + BAND_HEIGHT + 6), self.t.this_study, OWN, 20)
-        top, caption = box.y0 + BAND_HEIGHT + 6 + GAP, 30
+        top, caption = box.y0 + BAND_HEIGHT + 6 + PAD, 30
         if not shown:
             self.centred(Box(box.x0, top, box.x1, box.y1), self.t.no_image, 20, MUTED)
             return
         # A single slice is not stretched over the whole column: it stays at the top, at the size of two.
-        height = (box.y1 - top) // max(len(shown), 2)
+        height = (box.y1 - top - 3) // max(len(shown), 2)
         for i, tile in enumerate(shown):
             y = top + i * height
-            self.picture(Box(box.x0 + GAP, y, box.x1 - GAP, y + height - caption - GAP), tile.pixels)
-            text = _shortened(query_slice(tile.image, self.t), _font(17), box.width - 2 * GAP)
-            self.write(box.x0 + GAP, y + height - caption - GAP + 6, text, 17)
+            end = min(y + height - caption - 6, y + round((box.width - 2 * PAD) * _tallness(tile.pixels)))
+            self.picture(Box(box.x0 + PAD, y, box.x1 - PAD, end), tile.pixels)
+            words = shortened(slice_words(tile, self.t), _measure(17), box.width - 2 * PAD)
+            self.write(box.x0 + PAD, end + 5, words, 17)
 
     def case_grid(self, box: Box) -> None:
         cases = self.answer.cases[:MAX_CASES]
         if not cases:
-            self.draw.rectangle((box.x0, box.y0, box.x1, box.y1), fill=PANEL)
+            self.draw.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), fill=PANEL)
             self.centred(box, self.t.no_case_listed, 26, MUTED)
             return
-        columns, rows = grid(len(cases), box.width, box.height, self.below_picture)
-        width = min((box.width - GAP * (columns - 1)) // columns, MAX_SIDE)
-        height = min((box.height - GAP * (rows - 1)) // rows, MAX_SIDE + self.below_picture)
+        caption = CAPTION_HEIGHT + (THRESHOLD_LINE if self.below_threshold else 0)
+        layout = grid(len(cases), box.width, box.height, caption)
+        width = (box.width - GAP * (layout.columns - 1)) // layout.columns
+        height = (box.height - GAP * (layout.rows - 1)) // layout.rows
+        height = min(height, MAX_SIDE + BAND_HEIGHT) if layout.beside else height
         for i, case in enumerate(cases):
-            x, y = box.x0 + (i % columns) * (width + GAP), box.y0 + (i // columns) * (height + GAP)
-            self.case(Box(x, y, x + width, y + height), case)
+            x, y = box.x0 + (i % layout.columns) * (width + GAP), box.y0 + (i // layout.columns) * (height + GAP)
+            self.case(Box(x, y, x + width, y + height), case, layout, caption)
 
-    def case(self, box: Box, case: Case) -> None:
-        self.draw.rectangle((box.x0, box.y0, box.x1, box.y1), fill=PANEL)
-        image = Box(box.x0, box.y0, box.x1, box.y1 - self.below_picture)
-        if self.link:
-            self.areas.append(Area(box, case_link(self.link, case.rank)))
+    def case(self, box: Box, case: Case, layout: Grid, caption: int) -> None:
+        self.draw.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), fill=PANEL)
         pixels = self.tiles.cases.get(case.rank)
+        if layout.beside:
+            side = min(box.height - BAND_HEIGHT, box.width - CAPTION_WIDTH)
+            image = Box(box.x0, box.y0, box.x0 + side, box.y1 - BAND_HEIGHT)
+            words = Box(image.x1, box.y0, box.x1, box.y1)
+        else:
+            tallest = max((_tallness(p) for p in self.tiles.cases.values()), default=1.0)
+            end = box.y0 + min(box.height - BAND_HEIGHT - caption, round(box.width * tallest))
+            image = Box(box.x0, box.y0, box.x1, end)
+            words = Box(box.x0, end + BAND_HEIGHT, box.x1, box.y1)
         if pixels is None:
+            self.draw.rectangle((image.x0, image.y0, image.x1 - 1, image.y1 - 1), fill=(0, 0, 0))
             self.centred(image, self.t.no_image, 18, MUTED)
         else:
             self.picture(image, pixels)
         # Against the picture, never over it: it hides no anatomy and goes with the picture wherever it is shown.
-        self.band(Box(box.x0, image.y1, box.x1, image.y1 + BAND_HEIGHT), self.t.not_this_patient, WARNING, 18)
-        x, y, inner = box.x0 + 10, image.y1 + BAND_HEIGHT + 7, box.width - 20
-        rank = f"#{case.rank}"
-        self.write(x, y, rank, 18, TEXT, bold=True)
-        offset = int(_font(18, bold=True).getlength(rank)) + 10
-        self.write(x + offset, y + 1, _shortened(self.score(case), _font(16), inner - offset), 16, MUTED)
-        if self.below_threshold:
-            y += CAPTION_LINE
-            self.write(x + 22, y + 4, _shortened(self.t.below_threshold_short, _font(15), inner - 22), 15, WARNING)
-        self.symbol(x + 7, y + 38, case.status)
-        colour = TEXT if case.status is FindingStatus.PRESENT else MUTED
-        for i, line in enumerate(_wrapped("; ".join(_finding_lines(case, self.t)), _font(15), inner - 22, 2)):
-            self.write(x + 22, y + 28 + CAPTION_LINE * i, line, 15, colour)
+        self.band(Box(image.x0, image.y1, image.x1, image.y1 + BAND_HEIGHT), self.t.not_this_patient, WARNING, 18)
+        self.caption(words, case)
 
-    def score(self, case: Case) -> str:
-        value = f"{100 * case.similarity:.1f} %" if self.answer.calibrated else f"{case.similarity:.3f}"
-        words = self.t.similarity if self.answer.calibrated else self.t.score
-        return " · ".join(filter(None, (words.format(value=value), clean_text(case.modality))))
+    def caption(self, box: Box, case: Case) -> None:
+        """Rank, score with its bar, and what is known of the case."""
+        scale = ROOMY if box.width >= ROOMY_WIDTH else 1.0
+        large, small = round(22 * scale), round(16 * scale)
+        x, y, inner = box.x0 + PAD, box.y0 + round(10 * scale), box.width - 2 * PAD
+        self.headline(x, y, inner, case, large)
+        y += round(33 * scale)
+        self.draw.rectangle((x, y, x + inner - 1, y + 4), fill=LINES)
+        if case.similarity > 0:
+            self.draw.rectangle((x, y, x + max(1, round(inner * case.similarity)) - 1, y + 4), fill=TEXT)
+        y += round(13 * scale)
+        if self.below_threshold:
+            self.write(x, y, shortened(self.t.below_threshold_short, _measure(small), inner), small, WARNING)
+            y += round(THRESHOLD_LINE * scale)
+        self.symbol(x + 9, y + round(10 * scale), case.status)
+        colour = TEXT if case.status is FindingStatus.PRESENT else MUTED
+        step = round(LINE * scale)
+        room = max(1, (box.y1 - 6 - y) // step)
+        lines = lines_of(finding_lines(case, self.t), _measure(small), inner - 26, room, self.t.more_findings)
+        for i, line in enumerate(lines):
+            if line.from_right:
+                self.write(x + inner, y + step * i, line.text, small, colour, anchor="ra")
+            else:
+                self.write(x + 26, y + step * i, line.text, small, colour)
+
+    def headline(self, x: int, y: int, width: int, case: Case, size: int) -> None:
+        """Rank on the left, score on the right, and between them what there is room for, the same in every tile."""
+        bold, plain = _measure(size, bold=True), _measure(16)
+        word, value = score_words(self.answer, case, self.t)
+        self.write(x, y, f"#{case.rank}", size, bold=True)
+        self.write(x + width, y, value, size, bold=True, anchor="ra")
+        left = bold("#12") + 10
+        room = width - left - bold(WIDEST_PERCENT if self.answer.calibrated else WIDEST_SCORE) - 6
+        kind = [shortened(clean_text(case.modality), plain, room)]
+        if plain(f"WW · {word}") <= room:  # else the number stands alone: the footer says what it is
+            kind.append(word)
+        self.write(x + left, y + size - 17, " · ".join(filter(None, kind)), 16, MUTED)
 
     def footer(self) -> None:
         y = HEIGHT - FOOTER_HEIGHT
@@ -275,50 +234,56 @@ class _Sheet:
         for status, words in zip(
             (FindingStatus.PRESENT, FindingStatus.NONE, FindingStatus.UNKNOWN), self.t.legend, strict=True
         ):
-            self.symbol(int(x) + 7, y + 20, status)
-            self.write(x + 22, y + 10, words, 16, MUTED)
-            x += 22 + _font(16).getlength(words) + 32
+            self.symbol(int(x) + 8, y + 21, status)
+            self.write(x + 24, y + 11, words, 16, MUTED)
+            x += 24 + _measure(16)(words) + 28
         hidden = len(self.answer.cases) - MAX_CASES
         right = f"{PRODUCT} {self.version}".strip()
         if hidden > 0:
             right = f"{self.t.more_cases.format(n=hidden)} · {right}"
-        right = _shortened(right, _font(16), int(WIDTH - MARGIN - x))
-        self.write(WIDTH - MARGIN - _font(16).getlength(right), y + 10, right, 16, MUTED)
+        right = shortened(right, _measure(16), WIDTH - MARGIN - x)
+        self.write(WIDTH - MARGIN, y + 11, right, 16, MUTED, anchor="ra")
+        room = WIDTH - MARGIN - _measure(16)(right) - 28 - x
+        note = self.t.similarity_note if self.answer.calibrated else self.t.score_note
+        if self.answer.cases:
+            self.write(x, y + 11, shortened(note, _measure(16), room), 16, MUTED)
 
     def picture(self, box: Box, pixels: Pixels) -> None:
         """The whole slice in its own proportions (square pixels), centred on black."""
-        self.draw.rectangle((box.x0, box.y0, box.x1, box.y1), fill=(0, 0, 0))
+        self.draw.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), fill=(0, 0, 0))
         scale = min(box.width / pixels.shape[1], box.height / pixels.shape[0])
         size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
         picture = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.LANCZOS)
         self.image.paste(picture, (box.x0 + (box.width - size[0]) // 2, box.y0 + (box.height - size[1]) // 2))
 
     def band(self, box: Box, text: str, colour: Colour, size: int) -> None:
-        self.draw.rectangle((box.x0, box.y0, box.x1, box.y1), fill=colour)
+        self.draw.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), fill=colour)
         self.centred(box, text, size, ON_WARNING, bold=True)
 
     def centred(self, box: Box, text: str, size: int, colour: Colour, *, bold: bool = False) -> None:
-        while size > 9 and _font(size, bold=bold).getlength(text) > box.width - 8:
+        while size > 9 and _measure(size, bold=bold)(text) > box.width - 8:
             size -= 1
-        middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
-        self.draw.text(middle, text, font=_font(size, bold=bold), fill=colour, anchor="mm")
+        self.write((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2, text, size, colour, bold=bold, anchor="mm")
 
     def symbol(self, x: int, y: int, status: FindingStatus) -> None:
-        """Present: filled disc. None: ring. Unknown: a question mark, since it is not a kind of none."""
-        if status is FindingStatus.UNKNOWN:
-            self.draw.text((x, y), "?", font=_font(18, bold=True), fill=WARNING, anchor="mm")
-            return
-        self.draw.ellipse(
-            (x - 7, y - 7, x + 7, y + 7), outline=TEXT, width=2, fill=TEXT if status is FindingStatus.PRESENT else None
-        )
+        """Present: filled disc. None: ring. Unknown: a question mark in a broken ring, as it is not a kind of none."""
+        around = (x - 7, y - 7, x + 7, y + 7)
+        if status is FindingStatus.PRESENT:
+            self.draw.ellipse(around, fill=PRESENT)
+        elif status is FindingStatus.NONE:
+            self.draw.ellipse(around, outline=MUTED, width=2)
+        else:
+            for start in range(0, 360, 60):
+                self.draw.arc((x - 9, y - 9, x + 9, y + 9), start, start + 36, fill=MUTED, width=2)
+            self.write(x, y, "?", 13, TEXT, bold=True, anchor="mm")
+
+
+def _tallness(pixels: Pixels) -> float:
+    """Height over width, between a landscape and a portrait radiograph: one odd picture does not squeeze all others."""
+    height, width = pixels.shape
+    return min(max(float(height) / float(width), 0.7), 1.3)
 
 
 def draw_sheet(tiles: Tiles, language: Language, version: str) -> Image.Image:
     """The contact sheet as an RGB image of 1600 by 1200 pixels; at most 12 cases and 3 query slices are drawn."""
     return _Sheet(tiles, language, version).render()
-
-
-def draw_linked_sheet(tiles: Tiles, language: Language, version: str, link: str) -> tuple[Image.Image, list[Area]]:
-    """The same sheet with a button to the answer's page, and the areas that lead to it and to each case."""
-    sheet = _Sheet(tiles, language, version, link)
-    return sheet.render(), sheet.areas

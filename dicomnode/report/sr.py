@@ -31,7 +31,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
-from dicomnode.domain import LABEL_SCHEME, Answer, Case, Finding, FindingStatus, Match, VerdictKind
+from dicomnode.domain import LABEL_SCHEME, Answer, Case, Finding, FindingStatus, Match
 from dicomnode.errors import InputError
 from dicomnode.report.codes import (
     DEVICE_UID,
@@ -39,15 +39,15 @@ from dicomnode.report.codes import (
     MANUFACTURER,
     PRODUCT,
     Concept,
-    Texts,
     scheme_item,
     texts,
 )
 from dicomnode.report.header import LO_LENGTH, SH_LENGTH, clean_text, fits, new_object, to_bytes, uid_of
 from dicomnode.report.spec import QueryImage, ReportSpec, is_uid
 from dicomnode.report.uids import Kind, subject_uid
+from dicomnode.report.words import BELOW_THRESHOLD, case_link, finding_text, query_slice, verdict_sentence
 
-__all__ = ["build_sr", "case_link", "finding_text", "query_slice", "to_bytes", "verdict_sentence"]
+__all__ = ["build_sr", "to_bytes"]
 
 CONTAINS: Final = RelationshipTypeValues.CONTAINS
 HAS_OBS_CONTEXT: Final = RelationshipTypeValues.HAS_OBS_CONTEXT
@@ -56,46 +56,6 @@ HAS_PROPERTIES: Final = RelationshipTypeValues.HAS_PROPERTIES
 PERCENT: Final = Code("%", "UCUM", "percent")
 NO_UNITS: Final = Code("1", "UCUM", "no units")
 PERCENT_DECIMALS, SCORE_DECIMALS = 1, 4
-BELOW_THRESHOLD: Final = frozenset({VerdictKind.NONE, VerdictKind.REPOSITORY_TOO_SMALL})
-
-
-def verdict_sentence(answer: Answer, t: Texts) -> str:
-    """The verdict in one or two sentences, with what follows below it."""
-    verdict = answer.verdict
-    p = t.p_value.format(p=f"{verdict.p:.3g}") if verdict.p is not None else ""
-    reason = clean_text(verdict.reason)
-    first = {
-        VerdictKind.SIMILAR: t.similar,
-        VerdictKind.NONE: t.none,
-        VerdictKind.REPOSITORY_TOO_SMALL: t.too_small,
-        VerdictKind.NOT_SEARCHABLE: t.not_searchable,
-    }[verdict.kind].format(searched=answer.searched, p=p, reason=f": {reason.rstrip('.')}" if reason else "")
-    if not answer.cases:
-        return f"{first} {t.no_case_listed}"
-    return f"{first} {t.listed_below}" if verdict.kind in BELOW_THRESHOLD else first
-
-
-def case_link(link: str, rank: int) -> str:
-    """Address of one case on the answer's page."""
-    return f"{link}#case={rank}"
-
-
-def query_slice(image: QueryImage, t: Texts) -> str:
-    """How a reader finds the query slice on the workstation: series and image number."""
-    if image.series_number is None or image.instance_number is None:
-        return t.query_slice_unnumbered
-    return t.query_slice.format(series=image.series_number, image=image.instance_number)
-
-
-def finding_text(case: Case, t: Texts) -> list[str]:
-    """What is known of a case, one line a finding; unknown and none are said, never left blank."""
-    if case.status is FindingStatus.UNKNOWN:
-        return [t.finding_unknown]
-    if case.status is FindingStatus.NONE:
-        return [t.finding_none]
-    return [clean_text(f.display) or clean_text(f.code) or t.finding_uncoded for f in case.findings] or [
-        t.finding_uncoded
-    ]
 
 
 def _best(matches: Sequence[Match]) -> Match | None:

@@ -6,10 +6,12 @@ UIDs and bytes. Runs in the identified zone; nothing it returns goes anywhere bu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,25 +21,33 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from dicomnode.archive.answers import StoredAnswer
-from dicomnode.domain import PseudoUid
+from dicomnode.domain import Answer, PseudoUid
 from dicomnode.errors import InputError
 from dicomnode.models.headers import READ_ERRORS
-from dicomnode.report.codes import COMPREHENSIVE_SR, ENHANCED_SR, SECONDARY_CAPTURE, Language
+from dicomnode.report.codes import COMPREHENSIVE_SR, ENCAPSULATED_PDF, ENHANCED_SR, SECONDARY_CAPTURE, Language
 from dicomnode.report.contact_sheet import QueryTile, Tiles, build_contact_sheet
+from dicomnode.report.pdf import build_pdf
+from dicomnode.report.sheet_image import MAX_CASES, MAX_QUERY
 from dicomnode.report.spec import ObjectSpec, Predecessor, QueryImage, ReportSpec
 from dicomnode.report.sr import build_sr, to_bytes
 from dicomnode.report.uids import Kind, instance_uid, series_uid
 from dicomnode.workflow.context import QueryImageRef
 
-SR, SR_ENHANCED, CONTACT_SHEET = "sr", "sr-enhanced", "contact-sheet"
-_SOP_CLASS = {SR: COMPREHENSIVE_SR, SR_ENHANCED: ENHANCED_SR, CONTACT_SHEET: SECONDARY_CAPTURE}
+SR, SR_ENHANCED, CONTACT_SHEET, PDF = "sr", "sr-enhanced", "contact-sheet", "pdf"
+_SOP_CLASS = {
+    SR: COMPREHENSIVE_SR,
+    SR_ENHANCED: ENHANCED_SR,
+    CONTACT_SHEET: SECONDARY_CAPTURE,
+    PDF: ENCAPSULATED_PDF,
+}
+_SERIES = {SR: Kind.SR, SR_ENHANCED: Kind.SR, CONTACT_SHEET: Kind.CONTACT_SHEET, PDF: Kind.PDF}
 
 Picture = Callable[[PseudoUid, int], npt.NDArray[np.uint8] | None]
 
 
 def result_kinds(objects: Sequence[str]) -> tuple[str, ...]:
     """Kinds of objects for a destination, in the order they are sent."""
-    return tuple(k for k in (SR, CONTACT_SHEET) if k in objects) or (SR,)
+    return tuple(k for k in (SR, CONTACT_SHEET, PDF) if k in objects) or (SR,)
 
 
 def read_header(path: Path) -> Dataset:
@@ -89,15 +99,23 @@ class Reporter:
         predecessor: StoredAnswer | None,
         started: float,
     ) -> bytes:
-        """Encoded PS3.10 file of one kind ("sr", "sr-enhanced", "contact-sheet").
+        """Encoded PS3.10 file of one kind ("sr", "sr-enhanced", "contact-sheet", "pdf").
 
         ``started`` is when the study was first answered, seconds since the epoch: the moment of the series.
         """
         common = self._common(kind, header, stored, started)
-        if kind == CONTACT_SHEET:
-            tiles = self._tiles(stored, self._query_images(stored, images))
-            sheet, _ = build_contact_sheet(header, tiles, ObjectSpec(**common))
-            return to_bytes(sheet)
+        if kind in (CONTACT_SHEET, PDF):
+            own = self._query_images(stored, images)
+            tiles = tiles_of(
+                stored.answer,
+                self.query_picture,
+                self.case_picture,
+                images={i.pseudo_uid: i for i in own},
+                limit=MAX_CASES if kind == CONTACT_SHEET else None,
+            )
+            if kind == PDF:
+                return to_bytes(build_pdf(header, tiles, ObjectSpec(**common)))
+            return to_bytes(build_contact_sheet(header, tiles, ObjectSpec(**common))[0])
         spec = ReportSpec(
             **common,
             sop_class_uid=_SOP_CLASS[kind],
@@ -112,9 +130,8 @@ class Reporter:
 
     def _common(self, kind: str, header: Dataset, stored: StoredAnswer, started: float) -> dict[str, Any]:
         study = str(header.StudyInstanceUID)
-        series = Kind.CONTACT_SHEET if kind == CONTACT_SHEET else Kind.SR
         return {
-            "series_instance_uid": series_uid(study, series, namespace=self.namespace),
+            "series_instance_uid": series_uid(study, _SERIES[kind], namespace=self.namespace),
             "sop_instance_uid": self._uid(kind, stored),
             "created": datetime.fromtimestamp(stored.created).astimezone(),
             "series_started": datetime.fromtimestamp(started).astimezone(),
@@ -155,18 +172,34 @@ class Reporter:
         series = series_uid(study, Kind.SR, namespace=self.namespace)
         return (Predecessor(header.StudyInstanceUID, series, _SOP_CLASS[kind], self._uid(kind, earlier)),)
 
-    def _tiles(self, stored: StoredAnswer, images: Sequence[QueryImage]) -> Tiles:
-        cases = stored.answer.cases
-        best = {c.rank: max(c.matches, key=lambda m: m.similarity) for c in cases if c.matches}
-        by_uid = {i.pseudo_uid: i for i in images}
-        wanted = dict.fromkeys(m.query_instance for m in best.values())
-        query = [(by_uid[uid], self.query_picture(uid, 0)) for uid in wanted if uid in by_uid]
-        matched = {rank: self.case_picture(m.instance, 0) for rank, m in best.items()}
-        return Tiles(
-            answer=stored.answer,
-            query=tuple(QueryTile(pixels, image) for image, pixels in query if pixels is not None),
-            cases={rank: pixels for rank, pixels in matched.items() if pixels is not None},
-        )
+
+def tiles_of(
+    answer: Answer,
+    query_picture: Picture,
+    case_picture: Picture,
+    *,
+    images: Mapping[PseudoUid, QueryImage] = MappingProxyType({}),
+    limit: int | None = None,
+) -> Tiles:
+    """What sheet and PDF show of an answer: query slices in the order of the cases they matched, and the cases' slices.
+
+    Parameters
+    ----------
+    images : mapping, optional
+        Where the query's slices lie in the hospital's study; one that is not there is shown without a number.
+    limit : int, optional
+        Read no more pictures of cases than this: a contact sheet draws ``MAX_CASES``.
+    """
+    best = {c.rank: max(c.matches, key=lambda m: m.similarity) for c in answer.cases if c.matches}
+    wanted = dict.fromkeys(m.query_instance for m in best.values())
+    read = ((uid, query_picture(uid, 0)) for uid in wanted)
+    query = islice((QueryTile(pixels, images.get(uid)) for uid, pixels in read if pixels is not None), MAX_QUERY)
+    matched = {c.rank: case_picture(best[c.rank].instance, 0) for c in answer.cases[:limit] if c.rank in best}
+    return Tiles(
+        answer=answer,
+        query=tuple(query),
+        cases={rank: pixels for rank, pixels in matched.items() if pixels is not None},
+    )
 
 
 def _number(value: object) -> int | None:

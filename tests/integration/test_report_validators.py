@@ -185,6 +185,11 @@ def sheets() -> Iterator[tuple[str, Dataset]]:
             tiles = Tiles(answer(n), tuple(QueryTile(grey, i) for i in s.query_images), {1: grey})
             yield f"sheet-{name}-{n}", build_contact_sheet(ds, tiles, s)[0]
             yield f"pdf-{name}-{n}", build_pdf(ds, tiles, s)
+    ds = plain()
+    s = spec(ds, "many", language=Language.ES)
+    tiles = Tiles(answer(200, calibrated=True), (QueryTile(grey),), dict.fromkeys(range(1, 201), grey))
+    yield "sheet-many", build_contact_sheet(ds, tiles, s)[0]
+    yield "pdf-many", build_pdf(ds, tiles, s)
 
 
 def save(folder: Path, objects: Iterator[tuple[str, Dataset]]) -> list[Path]:

@@ -1,5 +1,7 @@
 """The contact sheet: a plain image in the query's study that says of every case that it is not this patient."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
@@ -24,8 +26,9 @@ from dicomnode.domain import (
 )
 from dicomnode.report.codes import SECONDARY_CAPTURE, Language
 from dicomnode.report.contact_sheet import QueryTile, Tiles, build_contact_sheet
+from dicomnode.report.fonts import can_shape
 from dicomnode.report.header import to_bytes
-from dicomnode.report.sheet_image import BAND_HEIGHT, CAPTION_HEIGHT, WARNING, draw_sheet, grid
+from dicomnode.report.sheet_image import BAND_HEIGHT, CAPTION_HEIGHT, TEXT, WARNING, draw_sheet, grid
 from dicomnode.report.spec import ObjectSpec, QueryImage
 from dicomnode.report.uids import subject_uid
 
@@ -69,7 +72,7 @@ def tiles(n: int, *, kind: VerdictKind = VerdictKind.SIMILAR, findings: tuple[Fi
 
 def bands(image: np.ndarray) -> int:
     """Number of yellow bars of a case tile: runs of warning-coloured pixels down and along the case area."""
-    mask = (image == np.array(WARNING)).all(axis=2)[150:, 425:]
+    mask = (image == np.array(WARNING)).all(axis=2)[160:, 310:]
     starts = mask & ~np.pad(mask, ((1, 0), (0, 0)))[:-1] & ~np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
     return sum(mask[y : y + BAND_HEIGHT, x].all() and mask[y, x : x + 40].all() for y, x in np.argwhere(starts))
 
@@ -108,7 +111,7 @@ def test_the_picture_keeps_its_proportions_and_is_not_covered() -> None:
     pixels = np.zeros((100, 50), np.uint8)
     pixels[:, :] = 200
     sheet = np.asarray(draw_sheet(replace(tiles(1), cases={1: pixels}), Language.EN, "0.1.0"))
-    drawn = (sheet[150:, 425:] == 200).all(axis=2)
+    drawn = (sheet[130:, 460:1050] == 200).all(axis=2)
     rows, columns = drawn.any(axis=1).sum(), drawn.any(axis=0).sum()
     assert rows == pytest.approx(2 * columns, abs=2)
     assert drawn.sum() == rows * columns
@@ -123,7 +126,7 @@ def test_a_list_below_threshold_looks_different_at_the_top_and_in_every_tile(kin
     assert bands(below) == 2
 
     def yellow(image: np.ndarray) -> int:
-        return int((image[150:1150, 425:] == np.array(WARNING)).all(axis=2).sum())
+        return int((image[160:1150, 310:] == np.array(WARNING)).all(axis=2).sum())
 
     assert yellow(below) > yellow(similar)
 
@@ -157,10 +160,56 @@ def test_the_same_tiles_give_the_same_file(header: Dataset) -> None:
 
 
 @pytest.mark.parametrize("count", range(1, 13))
-def test_the_grid_has_room_for_every_case(count: int) -> None:
-    columns, rows = grid(count, 1150, 980, BAND_HEIGHT + CAPTION_HEIGHT)
-    assert columns * rows >= count
-    assert columns * (rows - 1) < count
+@pytest.mark.parametrize("caption", [CAPTION_HEIGHT, CAPTION_HEIGHT + 22])
+def test_the_grid_has_room_for_every_case_and_no_empty_row(count: int, caption: int) -> None:
+    layout = grid(count, 1262, 980, caption)
+    assert layout.columns * layout.rows >= count
+    assert layout.columns * (layout.rows - 1) < count
+    assert layout.side >= 180  # pixels: anatomy must be recognisable at any number of cases
+
+
+def test_a_right_to_left_finding_is_drawn_at_the_right_in_its_order() -> None:
+    def caption(display: str) -> np.ndarray:
+        sheet = np.asarray(draw_sheet(tiles(10, findings=(Finding("SCT", "1", display),)), Language.EN, "0.1.0"))
+        return (sheet[520:640, 350:557] == np.array(TEXT)).all(axis=2)  # the findings of the first tile
+
+    if not can_shape():
+        pytest.skip("Pillow finds no FriBiDi (apt-get install libfribidi0)")
+    hebrew, reversed_by_hand = caption("דלקת"), caption("תקלד")
+    assert hebrew.any()
+    assert not np.array_equal(hebrew, reversed_by_hand)
+    latin = caption("abcd")
+    changed = np.argwhere(hebrew != latin)
+    assert changed[:, 1].max() > 180  # it ends where the tile does; Latin text begins at the left
+
+
+def test_a_finding_cannot_turn_the_text_around_it() -> None:
+    plain, override = (
+        np.asarray(draw_sheet(tiles(1, findings=(Finding("SCT", "1", text),)), Language.EN, "0.1.0"))
+        for text in ("abc def", "abc \u202edef\u2066")
+    )
+    assert np.array_equal(plain, override)
+
+
+@pytest.mark.parametrize("similarity", [0.0, 1.0])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_the_ends_of_the_scale_can_be_drawn(similarity: float, calibrated: bool) -> None:
+    some = tiles(2)
+    cases = tuple(replace(c, similarity=similarity, modality="X" * 90) for c in some.answer.cases)
+    answer = replace(some.answer, cases=cases, calibrated=calibrated)
+    assert bands(np.asarray(draw_sheet(replace(some, answer=answer), Language.ES, "0.1.0" * 40))) == 2
+
+
+def test_a_query_slice_without_place_in_the_study_has_no_words() -> None:
+    some = tiles(1)
+    without = replace(some, query=(QueryTile(some.query[0].pixels),))
+    placed, unplaced = (np.asarray(draw_sheet(t, Language.EN, "0.1.0")) for t in (some, without))
+    assert not np.array_equal(placed, unplaced)
+
+
+def test_drawing_needs_none_of_the_libraries_of_the_structured_report() -> None:
+    code = "import sys, dicomnode.report.sheet_image, dicomnode.report.document; sys.exit('highdicom' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

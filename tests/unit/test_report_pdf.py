@@ -1,9 +1,13 @@
-"""The Encapsulated PDF: one page whose links lead to the answer and to each case."""
+"""The Encapsulated PDF: A4 pages of real text whose links lead to the answer and to each case."""
 
 import re
-import zlib
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -15,6 +19,7 @@ from pydicom.dataset import Dataset
 from dicomnode.domain import (
     Answer,
     Case,
+    Finding,
     FindingStatus,
     ModelId,
     Pseudonym,
@@ -22,14 +27,20 @@ from dicomnode.domain import (
     Verdict,
     VerdictKind,
 )
+from dicomnode.report.codes import Language, texts
+from dicomnode.report.document import draw_document
 from dicomnode.report.header import to_bytes
-from dicomnode.report.pdf import build_pdf, page_of
-from dicomnode.report.sheet_image import Area, Box, Tiles
+from dicomnode.report.pdf import build_pdf
 from dicomnode.report.spec import ObjectSpec
+from dicomnode.report.tiles import QueryTile, Tiles
 from dicomnode.report.uids import subject_uid
 
 LINK = "https://node.example/v/r/1"
 UID = PseudoUid(subject_uid("x"))
+CREATED = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
+LONG = "Neumonía organizada criptogénica con afectación bilateral y derrame pleural izquierdo asociado"
+
+needs_poppler = pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs the Debian package poppler-utils")
 
 
 @pytest.fixture
@@ -41,20 +52,40 @@ def spec(link: str = LINK) -> ObjectSpec:
     return ObjectSpec(
         series_instance_uid="2.25.1",
         sop_instance_uid="2.25.2",
-        created=datetime(2026, 3, 4, tzinfo=UTC),
+        created=CREATED,
         link=link,
         software_version="0.1.0",
     )
 
 
-def tiles(n: int) -> Tiles:
-    cases = tuple(Case(i + 1, 0.9, Pseudonym("DN-1"), UID, UID, "CT", FindingStatus.UNKNOWN, (), ()) for i in range(n))
-    answer = Answer({}, ModelId("m"), Verdict(VerdictKind.SIMILAR), cases, searched=99)
-    return Tiles(answer, (), {i + 1: np.full((9, 9), 90, np.uint8) for i in range(n)})
+def tiles(n: int, *, kind: VerdictKind = VerdictKind.SIMILAR, findings: tuple[Finding, ...] = ()) -> Tiles:
+    status = FindingStatus.PRESENT if findings else FindingStatus.UNKNOWN
+    cases = tuple(Case(i + 1, 0.9, Pseudonym("DN-1"), UID, UID, "CT", status, findings, ()) for i in range(n))
+    answer = Answer({}, ModelId("m"), Verdict(kind), cases, searched=99)
+    grey = np.full((9, 9), 90, np.uint8)
+    return Tiles(answer, (QueryTile(grey),), {i + 1: grey for i in range(n)})
 
 
 def document(ds: Dataset) -> bytes:
     return bytes(ds.EncapsulatedDocument[: ds.EncapsulatedDocumentLength])
+
+
+def draw(some: Tiles, language: Language = Language.EN, link: str = LINK) -> bytes:
+    return draw_document(some, language, "0.1.0", link, created=CREATED)
+
+
+def poppler(program: str, pdf: bytes) -> str:
+    output = ["-"] if program == "pdftotext" else []
+    return subprocess.run([program, "-", *output], input=pdf, capture_output=True, check=True).stdout.decode()
+
+
+def text_of(pdf: bytes) -> str:
+    """The text as a reader selects it, spaces made single."""
+    return " ".join(poppler("pdftotext", pdf).split())
+
+
+def uris(pdf: bytes) -> list[str]:
+    return [found.decode() for found in re.findall(rb"/URI \(([^)]*)\)", pdf)]
 
 
 def test_the_object_is_an_encapsulated_pdf_of_the_query_study(header: Dataset) -> None:
@@ -62,40 +93,105 @@ def test_the_object_is_an_encapsulated_pdf_of_the_query_study(header: Dataset) -
     assert read.SOPClassUID.name == "Encapsulated PDF Storage"
     assert (read.StudyInstanceUID, read.PatientID) == (header.StudyInstanceUID, header.PatientID)
     assert (read.SeriesNumber, read.Modality) == (9912, "DOC")
-    assert document(read).startswith(b"%PDF-1.4")
-    assert document(read).endswith(b"%%EOF\n")
+    assert document(read).startswith(b"%PDF-1.")
+    assert document(read).rstrip().endswith(b"%%EOF")
 
 
-def test_there_is_a_link_to_the_answer_and_to_each_case(header: Dataset) -> None:
-    found = re.findall(rb"/URI \(([^)]*)\)", document(build_pdf(header, tiles(3), spec())))
-    assert found == [LINK.encode(), *(f"{LINK}#case={rank}".encode() for rank in (1, 2, 3))]
-    assert b"/URI" not in document(build_pdf(header, tiles(3), spec(link="")))
+def test_there_is_a_link_to_the_answer_and_to_each_case() -> None:
+    assert set(uris(draw(tiles(3)))) == {LINK, *(f"{LINK}#case={rank}" for rank in (1, 2, 3))}
+    assert uris(draw(tiles(3), link="")) == []
 
 
-def test_every_object_lies_where_the_cross_reference_table_says(header: Dataset) -> None:
-    pdf = document(build_pdf(header, tiles(12), spec()))
-    start = int(re.search(rb"startxref\n(\d+)\n", pdf)[1])  # type: ignore[index]
-    assert pdf[start:].startswith(b"xref\n0 20\n")
-    offsets = [int(o) for o in re.findall(rb"(\d{10}) 00000 n ", pdf[start:])]
-    assert len(offsets) == 19
-    for number, offset in enumerate(offsets, start=1):
-        assert pdf[offset:].startswith(f"{number} 0 obj\n".encode())
+@needs_poppler
+@pytest.mark.parametrize("language", list(Language))
+@pytest.mark.parametrize("n", [1, 10, 40])
+def test_every_case_of_every_page_says_that_it_is_not_this_patient(language: Language, n: int) -> None:
+    t = texts(language)
+    pdf = draw(tiles(n), language)
+    text = text_of(pdf)
+    assert text.count(t.not_this_patient) == n
+    assert [f"#{rank} " in text for rank in range(1, n + 1)] == [True] * n
+    pages = int(re.search(r"Pages:\s+(\d+)", poppler("pdfinfo", pdf))[1])  # type: ignore[index]
+    assert pages == {1: 1, 10: 2, 40: pages}[n]
+    for number in range(1, pages + 1):
+        assert t.page.format(n=number, total=pages) in text
 
 
-def test_the_page_shows_the_picture_upright_with_links_from_the_bottom_left() -> None:
-    picture = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
-    pdf = page_of(picture, [Area(Box(0, 0, 2, 1), "https://x/ñ(1)")], "Título")
-    assert b"/MediaBox [0 0 842 421.00]" in pdf
-    assert b"/Rect [0.00 210.50 421.00 421.00]" in pdf
-    assert rb"/URI (https://x/%C3%B1\(1\))" in pdf
-    assert f"<FEFF{'Título'.encode('utf-16-be').hex().upper()}>".encode() in pdf
-    stream = re.search(rb"/FlateDecode /Length (\d+) >>\nstream\n", pdf)
-    assert stream is not None
-    assert zlib.decompress(pdf[stream.end() : stream.end() + int(stream[1])]) == picture.tobytes()
+@needs_poppler
+@pytest.mark.parametrize("language", list(Language))
+def test_the_document_declares_its_language_title_and_size(language: Language) -> None:
+    pdf = draw(tiles(2), language)
+    said = poppler("pdfinfo", pdf)
+    assert re.search(rf"Title:\s+{re.escape(texts(language).document_title)}\n", said)
+    assert "(A4)" in said
+    assert f"/Lang ({language.value})".encode() in pdf
+    assert b"/DisplayDocTitle true" in pdf
 
 
-def test_the_same_tiles_give_the_same_file(header: Dataset) -> None:
+@needs_poppler
+def test_the_notice_the_verdict_and_whole_findings_can_be_selected() -> None:
+    text = text_of(draw(tiles(2, kind=VerdictKind.NONE, findings=(Finding("99LABEL", "n", LONG),)), Language.ES))
+    t = texts(Language.ES)
+    assert t.notice in text
+    assert t.none.format(searched=99, p="") in text
+    assert text.count(t.below_threshold_short) >= 2
+    assert text.count("izquierdo") == 2
+    assert LINK in text
+
+
+@needs_poppler
+def test_hebrew_and_arabic_findings_are_text_and_what_cannot_be_drawn_is_its_code() -> None:
+    some = tiles(
+        1, findings=(Finding("SCT", "1", "דלקת ריאות"), Finding("SCT", "2", "التهاب"), Finding("I10", "J18", "肺炎"))
+    )
+    text = text_of(draw(some))
+    assert "דלקת ריאות" in text
+    assert "التهاب" in text
+    assert "I10 J18" in text
+
+
+@needs_poppler
+def test_a_case_with_very_many_findings_says_how_many_are_left_out() -> None:
+    some = tiles(1, findings=tuple(Finding("SCT", str(i), f"finding {i}") for i in range(40)))
+    assert texts(Language.EN).more_findings.format(n=29) in text_of(draw(some))
+
+
+@needs_poppler
+def test_an_answer_without_cases_or_pictures_is_a_page_too() -> None:
+    empty = replace(tiles(0, kind=VerdictKind.NOT_SEARCHABLE), query=())
+    assert texts(Language.EN).no_case_listed in text_of(draw(empty))
+    without = replace(tiles(2), query=(), cases={})
+    assert text_of(draw(without)).count(texts(Language.EN).no_image) == 3
+
+
+@needs_poppler
+def test_the_pages_show_the_pictures(tmp_path: Path) -> None:
+    some = tiles(1)
+    pdf = draw(replace(some, cases={1: np.full((300, 300), 200, np.uint8)}))
+    (tmp_path / "a.pdf").write_bytes(pdf)
+    subprocess.run(["pdftoppm", "-r", "50", "-gray", tmp_path / "a.pdf", tmp_path / "a"], check=True)
+    (page,) = tmp_path.glob("a*.pgm")
+    shown = np.abs(np.asarray(Image.open(page)).astype(int) - 200) <= 2
+    assert 80 * 80 <= shown.sum() <= 100 * 100  # a square of 46 mm at 50 dots per inch
+
+
+def test_the_same_answer_gives_the_same_file_in_any_process(header: Dataset) -> None:
     assert to_bytes(build_pdf(header, tiles(2), spec())) == to_bytes(build_pdf(header, tiles(2), spec()))
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import hashlib; from test_report_pdf import draw, tiles; "
+        "print(hashlib.sha256(draw(tiles(5))).hexdigest())"
+    )
+    other = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(Path(__file__).parent)],
+            env={"PYTHONHASHSEED": seed, "TZ": zone, "PATH": ""},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, zone in (("1", "UTC"), ("2", "Asia/Tokyo"))
+    ]
+    assert other[0] == other[1]
 
 
 def test_no_identity_is_in_the_document(header: Dataset) -> None:

@@ -1,0 +1,82 @@
+"""What a contact sheet or a PDF of an answer shows, and the words below each case; both draw from this.
+
+De-identified throughout: slices, ranks, scores, findings and fixed sentences; no name, id, date or UID of the query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dicomnode.domain import Answer, Case, Finding, FindingStatus
+from dicomnode.report.codes import Texts
+from dicomnode.report.fonts import drawable, without_controls
+from dicomnode.report.header import clean_text
+from dicomnode.report.spec import QueryImage
+from dicomnode.report.words import finding_text, query_slice
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class QueryTile:
+    """One slice of the query: grey levels ready for display, uint8 [rows, columns].
+
+    ``image`` says where it lies in the hospital's study; None where that is not known or not to be shown.
+    """
+
+    pixels: Pixels
+    image: QueryImage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """What the sheet shows.
+
+    Attributes
+    ----------
+    answer : Answer
+        The verdict and the cases.
+    query : tuple of QueryTile
+        The slices that matched best, best first; the first three are drawn.
+    cases : mapping of rank to pixels
+        The matched slice of each case, de-identified, uint8 [rows, columns]; a missing one is said to be missing.
+    """
+
+    answer: Answer
+    query: tuple[QueryTile, ...]
+    cases: Mapping[int, Pixels]
+
+    def __post_init__(self) -> None:
+        for pixels in (*(q.pixels for q in self.query), *self.cases.values()):
+            if pixels.ndim != 2 or pixels.dtype != np.uint8 or 0 in pixels.shape:
+                raise ValueError("a tile is a uint8 array of rows by columns")
+
+
+def score_words(answer: Answer, case: Case, t: Texts) -> tuple[str, str]:
+    """The word and the number, such as ("similarity", "93.1 %") where calibrated, else ("score", "0.931")."""
+    words = t.similarity if answer.calibrated else t.score
+    return words.format(value="").strip(), f"{100 * case.similarity:.1f} %" if answer.calibrated else (
+        f"{case.similarity:.3f}"
+    )
+
+
+def finding_lines(case: Case, t: Texts) -> list[str]:
+    """What is known of a case, one text a finding, each of them drawable."""
+
+    def line(finding: Finding) -> str:
+        display = without_controls(clean_text(finding.display))
+        # A script that the font cannot draw would be a row of empty boxes: the code is at least readable.
+        return display if drawable(display) else without_controls(clean_text(f"{finding.system} {finding.code}"))
+
+    if case.status is FindingStatus.PRESENT and case.findings:
+        return [text if drawable(text := line(f)) and text.strip() else t.finding_uncoded for f in case.findings]
+    return finding_text(case, t)
+
+
+def slice_words(tile: QueryTile, t: Texts) -> str:
+    """Where a slice of the query lies, empty where that is not known."""
+    return "" if tile.image is None else query_slice(tile.image, t)
