@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format docs bench soak system clean
+.PHONY: help install viewer demo test test-all lint format docs bench soak system clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -20,26 +20,33 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install -q --upgrade pip
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[train]' --group dev
+	@node=$$($(BIN)/python hatch_build.py requires); [ -z "$$node" ] || $(BIN)/python -m pip install -q "$$node"
 	@touch $@
 
-demo: install ## a node, a workstation and a PACS: from a study to a Structured Report
+viewer: install ## build the viewer where it is missing or its sources changed
+	@$(BIN)/python hatch_build.py
+
+demo: viewer ## a node, a workstation and a PACS: from a study to a Structured Report
 	$(BIN)/python -m dicomnode.cli.demo
 
-test: install ## tests that need no extra server
+test: viewer ## tests that need no extra server
 	$(PYTEST) -q -n 2 -m "not integration and not slow" tests/unit
+	$(BIN)/python hatch_build.py npm run test
 
-test-all: install system ## all tests, with DCMTK, validators and strace
+test-all: viewer system ## all tests, with DCMTK, validators and strace
 	$(PYTEST) -q -n 2 tests/unit
+	$(BIN)/python hatch_build.py npm run test
 	$(PYTEST) -q -n 2 --dist loadfile tests/integration
 
 system:
 	@bash scripts/system-packages.sh
 
-lint: install ## ruff, mypy strict, import rules
+lint: install ## ruff, mypy strict, import rules; tsc and biome for the viewer
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PYTEST) -q tests/unit/test_architecture.py
+	$(BIN)/python hatch_build.py npm run lint
 
 format: install ## ruff format and its fixes
 	$(BIN)/ruff format .
@@ -51,11 +58,11 @@ docs: install ## write config/dicomnode.toml and the generated pages of docs/
 	$(BIN)/python -m dicomnode.telemetry > docs/metrics.md
 	$(BIN)/python -m dicomnode.cli.reference > docs/commands.md
 
-bench: install system ## all benchmarks, into docs/benchmarks.md
+bench: viewer system ## all benchmarks, into docs/benchmarks.md
 	$(BIN)/python -m benchmarks
 
-soak: install system ## long campaigns, seeded and resumable; log in .cache/soak
+soak: viewer system ## long campaigns, seeded and resumable; log in .cache/soak
 	$(BIN)/python -m tests.soak
 
 clean: ## remove what was built
-	rm -rf $(VENV) build dist demo-output
+	rm -rf $(VENV) build dist demo-output dicomnode/web/viewer viewer/node_modules

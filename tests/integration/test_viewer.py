@@ -1,0 +1,524 @@
+"""The viewer in a real browser on a real node: from the link in the report to a query of one's own.
+
+Every picture, distance and finding on the page comes from the node; nothing is stubbed. Chromium runs without GPU and
+without WebGL, as in a remote desktop session.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from loop import reports, storescu, walk
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from dicomnode.testing import Pacs, RunningNode, sample_repository, sample_study, write_study
+
+ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / "dicomnode" / "web" / "viewer" / "index.html"
+AXE = ROOT / "viewer" / "node_modules" / "axe-core" / "axe.min.js"
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-software-rasterizer", "--disable-background-networking",
+    "--disable-component-update", "--no-first-run",
+]  # fmt: skip
+DESKTOP, LARGE, PHONE = (1440, 900), (1920, 1080), (390, 844)
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+NOTICE = {
+    "en": "Similar image of another patient, not a diagnosis",
+    "es": "Imagen similar de otro paciente, no es un diagnóstico",
+}
+PATIENTS = 22  # fewer than 20 would be "repository too small"
+XSS = "<img src=x onerror='window.pwned=1'><script>window.pwned=1</script>"
+RTL = "التهاب رئوي حاد مع انصباب جنبي واسم طويل جدا " * 4
+WAIT_MS = 30_000
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not BUNDLE.exists(), reason="the viewer is not built (make viewer)"),
+    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="Debian's chromium is not installed"),
+]
+
+
+@dataclass
+class Site:
+    """A node that has answered a study, the link its report holds, and the study."""
+
+    node: RunningNode
+    link: str
+    study: list[Path]
+    browser: Browser
+
+    def page(self, size: tuple[int, int] = DESKTOP, language: str = "en", *, bypass_csp: bool = False) -> Page:
+        context = self.browser.new_context(
+            viewport={"width": size[0], "height": size[1]},
+            locale=language,
+            bypass_csp=bypass_csp,
+            has_touch=size == PHONE,
+        )
+        page = context.new_page()
+        page.set_default_timeout(WAIT_MS)
+        return page
+
+    @property
+    def path(self) -> str:
+        return self.link[len(self.node.url) :]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Site]:
+    base = tmp_path_factory.mktemp("viewer")
+    findings = sample_repository(base / "repository", PATIENTS, slices=4, matrix=64)
+    plant(findings)
+    study = write_study(sample_study(6, patient_id="ASKS-1", name="Asks^Patient", seed=501, matrix=64), base / "study")
+    with Pacs() as pacs, RunningNode(base / "node", pacs, quiet_s=0.5, receivers=1) as node:
+        added = node.run("index", "add", base / "repository", "--findings", findings)
+        assert added.returncode == 0, added.stderr
+        storescu(node, *study)
+        pacs.wait_for(1, timeout=90)
+        sr = reports(pacs.received, str(pacs.datasets()[0].StudyInstanceUID))[0]
+        texts = [str(item.TextValue) for item in walk(sr) if "TextValue" in item]
+        link = next(found[0] for text in texts if (found := re.search(r"http://\S+/v/r/\w+", text)))
+        yield Site(node, link, study, browser)
+
+
+def plant(findings: Path) -> None:
+    """Hostile and very long words for the findings of three studies."""
+    with findings.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    rows[1][3], rows[2][3], rows[3][3] = XSS, RTL, '=HYPERLINK("http://example.org")'
+    with findings.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def opened(page: Page, address: str) -> Page:
+    """Open and wait for a graph that rests."""
+    page.goto(address)
+    rests(page)
+    return page
+
+
+def rests(page: Page) -> None:
+    page.wait_for_function("() => window.__viewer && window.__viewer.ready && window.__viewer.nodes.length > 0")
+
+
+def nodes(page: Page) -> list[dict[str, Any]]:
+    return page.evaluate("() => window.__viewer.nodes.filter(n => n.rank > 0)")
+
+
+def inversions(page: Page) -> int:
+    """Pairs of cases of which the less similar is drawn nearer to the centre (half a pixel is rounding)."""
+    centre = page.evaluate("() => window.__viewer.query")
+    drawn = [(n["similarity"], ((n["x"] - centre["x"]) ** 2 + (n["y"] - centre["y"]) ** 2) ** 0.5) for n in nodes(page)]
+    return sum(a[0] > b[0] and a[1] > b[1] + 0.5 for a in drawn for b in drawn)
+
+
+def graph_of(site: Site, page: Page, asked: str = "") -> dict[str, Any]:
+    token = site.link.rsplit("/", 1)[1]
+    answer = page.request.get(f"{site.node.url}/api/v1/results/{token}/graph{asked}")
+    assert answer.ok
+    return answer.json()
+
+
+def select(page: Page, rank: int) -> None:
+    """Click a case in the graph."""
+    node = next(n for n in nodes(page) if n["rank"] == rank)
+    page.mouse.click(node["x"], node["y"])
+
+
+def painted(page: Page) -> list[float]:
+    """How much the pixels of each pane differ: 0 is an empty canvas."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('.pane-image')].map(c => {
+            const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+            let n = 0, s = 0, q = 0; for (let i = 0; i < d.length; i += 4) { n++; s += d[i]; q += d[i] * d[i]; }
+            return Math.sqrt(q / n - (s / n) ** 2); })"""
+    )
+
+
+def violations(page: Page) -> list[str]:
+    page.evaluate(AXE.read_text("utf-8"))
+    found = page.evaluate("rules => axe.run({runOnly: rules})", RULES)["violations"]
+    return [f"{v['id']}: {[n['target'] for n in v['nodes']]}" for v in found]
+
+
+@pytest.mark.parametrize("language", ["en", "es"])
+def test_the_whole_story_from_the_report_to_an_own_query(site: Site, language: str) -> None:
+    page = site.page(language=language)
+    policy: list[str] = []
+    page.on("console", lambda m: policy.append(m.text) if "Content Security Policy" in m.text else None)
+    faults: list[str] = []
+    page.on("pageerror", lambda e: faults.append(str(e)))
+    opened(page, site.link)
+    expect(page.get_by_text(NOTICE[language])).to_be_visible()
+    assert page.evaluate("() => document.documentElement.lang") == language
+    assert not page.evaluate("() => document.createElement('canvas').getContext('webgl') !== null")
+    stored = graph_of(site, page)
+    assert [n["id"] for n in nodes(page)] == [n["id"] for n in stored["nodes"][1:]]
+
+    select(page, 2)
+    case = stored["nodes"][2]
+    panel = page.locator("#panel-case")
+    expect(panel.get_by_role("heading", level=2)).to_have_text({"en": "Case 2", "es": "Caso 2"}[language])
+    score = f"{case['similarity']:.3f}".replace(".", "." if language == "en" else ",")
+    expect(panel).to_contain_text(score)
+    expect(panel).to_contain_text(case["subject"])
+    expect(panel).to_contain_text("dicomnode phantom")
+    for finding in case["findings"]:
+        expect(panel).to_contain_text(finding["code"])
+    expect(panel.get_by_text({"en": "not known", "es": "desconocido"}[language]).first).to_be_visible()
+
+    page.locator("#case-compare").click()
+    page.wait_for_function("() => document.querySelectorAll('.pane-image').length === 2")
+    page.wait_for_function("() => [...document.querySelectorAll('.pane-message')].every(m => m.hidden)")
+    assert all(spread > 5 for spread in painted(page))
+    assert page.locator(".best").count() > 0
+    expect(page.get_by_text(NOTICE[language])).to_be_visible()
+
+    page.locator("#tab-case").click()
+    page.locator("#case-more").click()
+    page.wait_for_function("() => location.hash.includes('from=')")
+    expect(page.locator(".crumb")).to_be_visible()
+    expect(page.locator(".area")).to_have_attribute("aria-busy", "false")
+    rests(page)
+    assert case["id"] not in [n["id"] for n in nodes(page)]
+    assert inversions(page) == 0
+    page.go_back()
+    expect(page.locator(".crumb")).to_be_hidden()
+
+    page.get_by_role("link", name={"en": "New query", "es": "Nueva consulta"}[language]).click()
+    page.locator("#pick-files").set_input_files([str(p) for p in site.study])
+    page.locator("#start").click()
+    page.wait_for_url(re.compile(r"/v/q/[0-9a-f]{32}"), timeout=120_000)
+    rests(page)
+    assert nodes(page)
+    assert inversions(page) == 0
+    expect(page.get_by_text(NOTICE[language])).to_be_visible()
+    assert policy == []
+    assert faults == []
+    page.context.close()
+
+
+def test_the_graph_keeps_every_distance_and_the_list_says_the_same(site: Site) -> None:
+    page = opened(site.page(), f"{site.link}#k=21")
+    live = graph_of(site, page, "?k=21")
+    assert len(nodes(page)) == 21
+    assert inversions(page) == 0
+    page.locator("#tab-list").click()
+    rows = page.locator("#panel-list tbody tr").all_inner_texts()
+    assert [r.split()[0] for r in rows] == [str(n["rank"]) for n in live["nodes"][1:]]
+    for row, node in zip(rows, live["nodes"][1:], strict=True):
+        assert f"{node['similarity']:.3f}" in row
+    page.get_by_role("button", name="ForceAtlas").click()
+    expect(page.locator(".line")).to_contain_text("distances approximate")
+    page.context.close()
+
+
+def test_filters_hold_for_graph_and_list_alike(site: Site) -> None:
+    page = opened(site.page(), f"{site.link}#k=21&tab=list")
+    live = graph_of(site, page, "?k=21")
+    present = [n for n in live["nodes"][1:] if n["status"] == "present"]
+    page.locator(".legend-title").click()  # beside the table it is folded
+    page.locator(".legend-toggle[data-filter='status unknown']").click()
+    expect(page.locator("#panel-list tbody tr")).to_have_count(len(present))
+    page.locator(".legend-findings summary").click()
+    effusion = page.locator(".legend-toggle", has_text="Pleural effusion")
+    effusion.click()
+    expect(effusion).to_have_attribute("aria-pressed", "true")
+    code = next(f["code"] for n in present for f in n["findings"] if f["display"] == "Pleural effusion")
+    effusions = [n for n in present if any(f["code"] == code for f in n["findings"])]
+    expect(page.locator("#panel-list tbody tr")).to_have_count(len(effusions))
+    page.locator(".legend-all").click()
+    expect(page.locator("#panel-list tbody tr")).to_have_count(21)
+    page.locator("#keyword").fill("effusion")
+    page.keyboard.press("Enter")
+    expect(page.locator(".line")).to_contain_text("asked now")
+    expect(page.locator("#panel-list tbody tr").first).to_contain_text("Pleural effusion")
+    page.locator("#keyword").fill("no such finding")
+    page.keyboard.press("Enter")
+    expect(page.locator(".over-box")).to_contain_text("no such finding")
+    page.context.close()
+
+
+def test_the_story_by_keyboard_alone(site: Site) -> None:
+    page = opened(site.page(), site.link)
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("() => document.activeElement.id") == "graph":
+            break
+    assert page.evaluate("() => document.activeElement.id") == "graph"
+    page.keyboard.press("n")
+    page.keyboard.press("n")
+    expect(page.locator("#panel-case h2")).to_have_text("Case 2")
+    expect(page.locator("#say")).to_contain_text("Case 2")
+    page.keyboard.press("p")
+    expect(page.locator("#panel-case h2")).to_have_text("Case 1")
+    page.keyboard.press("Enter")
+    page.keyboard.press("c")
+    expect(page.locator("#tab-compare")).to_be_focused()
+    stage = page.locator(".pane-stage").first
+    page.wait_for_function("() => document.querySelectorAll('.pane-image').length === 2")
+    for _ in range(15):
+        page.keyboard.press("Tab")
+        if page.evaluate("() => document.activeElement.classList.contains('pane-stage')"):
+            break
+    expect(stage).to_be_focused()
+    page.keyboard.press("Home")
+    expect(stage).to_have_attribute("aria-label", re.compile(r"slice 1 of \d+"))
+    page.keyboard.press("ArrowDown")
+    expect(stage).to_have_attribute("aria-label", re.compile(r"slice 2 of \d+"))
+    page.keyboard.press("m")
+    expect(page.locator(".crumb")).to_be_visible()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.keyboard.press("/")
+    expect(page.locator("#keyword")).to_be_focused()
+    page.context.close()
+
+
+def test_a_copied_link_opens_the_same_view(site: Site) -> None:
+    page = opened(site.page(), site.link)
+    select(page, 3)
+    page.locator("#case-compare").click()
+    page.get_by_role("button", name="ForceAtlas").click()
+    page.locator(".pane-stage").first.focus()
+    page.keyboard.press("End")
+    page.wait_for_function("() => location.hash.includes('at=')")
+    place = page.locator(".pane-place").all_inner_texts()
+    second = page.context.new_page()
+    opened(second, page.url)
+    expect(second.locator("#tab-compare")).to_have_attribute("aria-selected", "true")
+    expect(second.locator(".pane-place").first).to_have_text(place[0])
+    expect(second.locator(".pane-place").nth(1)).to_have_text(place[1])
+    assert second.evaluate("() => window.__viewer.layout") == "force"
+    assert page.evaluate("() => window.__viewer.layout") == "force"
+    page.go_back()
+    page.wait_for_function("() => window.__viewer.layout === 'radial'")
+    assert second.evaluate("() => window.__viewer.layout") == "force"
+    page.context.close()
+
+
+def test_the_reports_link_to_one_case_selects_it(site: Site) -> None:
+    page = opened(site.page(), f"{site.link}#case=3")
+    expect(page.locator("#panel-case h2")).to_have_text("Case 3")
+    page.context.close()
+
+
+def test_window_level_scrolling_and_why(site: Site) -> None:
+    page = opened(site.page(), f"{site.link}#case=1&tab=compare")
+    page.wait_for_function("() => [...document.querySelectorAll('.pane-image')].filter(c => c.width > 0).length === 2")
+    page.get_by_role("button", name="Lung", exact=True).click()
+    expect(page.locator(".pane-window").first).to_have_text("C -600 W 1500")
+    expect(page.locator(".pane-window").nth(1)).to_have_text("C -600 W 1500")
+    box = page.locator(".pane-stage").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 160, box["y"] + 130, steps=4)
+    page.mouse.up()
+    assert page.locator(".pane-window").first.inner_text() not in ("C -600 W 1500", "C 40 W 400")
+    expect(page.locator(".pane-window").nth(1)).to_have_text(page.locator(".pane-window").first.inner_text())
+    page.locator(".pane-stage").first.focus()
+    page.keyboard.press("Home")
+    first = page.locator(".pane-place").all_inner_texts()
+    page.keyboard.press("End")
+    last = page.locator(".pane-place").all_inner_texts()
+    assert first[0] != last[0]
+    assert first[1] != last[1], "both series scroll"
+    page.locator("#why").click()
+    expect(page.locator(".pane-heat").first).to_be_visible(timeout=90_000)
+    expect(page.locator(".why")).to_contain_text("not where a disease is")
+    page.locator("#why").click()
+    expect(page.locator(".pane-heat").first).to_be_hidden()
+    page.context.close()
+
+
+def test_a_slice_that_is_here_is_shown_within_30_ms(site: Site) -> None:
+    page = opened(site.page(), f"{site.link}#case=1&tab=compare")
+    page.wait_for_function("() => [...document.querySelectorAll('.pane-image')].filter(c => c.width > 0).length === 2")
+    press = """key => { const s = document.querySelector('.pane-stage'); const t = performance.now();
+        s.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
+        return performance.now() - t; }"""
+    for key in ("Home", "End"):  # now all of the few slices are here
+        page.evaluate(press, key)
+        page.wait_for_timeout(500)
+    took = sorted(page.evaluate(press, "ArrowUp" if n % 2 else "ArrowDown") for n in range(21))
+    assert took[len(took) // 2] <= 30, f"median {took[len(took) // 2]:.1f} ms"
+    page.context.close()
+
+
+def test_planted_markup_stays_text(site: Site) -> None:
+    page = opened(site.page(), f"{site.link}#k=21&tab=list")
+    row = page.locator("#panel-list tbody tr", has_text="onerror")
+    expect(row).to_have_count(1)
+    row.get_by_role("button").click()
+    expect(page.locator(".finding-name")).to_have_text(XSS)
+    page.locator("#tab-query").click()
+    expect(page.locator(".tally")).to_contain_text("onerror")
+    page.locator(".legend-findings summary").click()
+    assert page.evaluate("() => window.pwned") is None
+    assert page.locator("img[src='x']").count() == 0
+    page.context.close()
+
+
+def test_long_right_to_left_names_keep_their_place(site: Site) -> None:
+    page = opened(site.page(PHONE), f"{site.link}#k=21&tab=list")
+    name = page.locator("#panel-list bdi", has_text="التهاب").first
+    expect(name).to_have_attribute("dir", "auto")
+    assert name.get_attribute("title"), "whole in the tooltip"
+    for tab in ("graph", "case", "compare", "list", "query"):
+        page.locator(f"#tab-{tab}").click()
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= PHONE[0], tab
+    page.context.close()
+
+
+def test_the_table_saved_holds_no_formula(site: Site) -> None:
+    page = opened(site.page(), f"{site.link}#k=21&tab=list")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    text = Path(download.value.path()).read_text("utf-8-sig")
+    rows = list(csv.reader(io.StringIO(text)))
+    assert len(rows) == 22
+    assert all(not cell.lstrip().startswith(("=", "+", "@")) for row in rows for cell in row)
+    page.context.close()
+
+
+STATES = {
+    "graph": "",
+    "case": "#case=1",
+    "compare": "#case=1&tab=compare&why=1",
+    "list": "#tab=list&lang=es",
+    "query": "#tab=query&layout=force",
+    "more": "#k=10&from={case}&case={case}",
+    "nothing found": "#k=10&text=no+such+finding",
+    "all hidden": "#hide=present,none,unknown",
+}
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("state", STATES)
+def test_no_state_violates_wcag_2_2_aa(site: Site, state: str, size: tuple[int, int]) -> None:
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed (npm ci in viewer)")
+    page = site.page(size, bypass_csp=True)
+    case = graph_of(site, page)["nodes"][1]["id"]
+    page.goto(site.link + STATES[state].format(case=case))
+    page.wait_for_function("() => document.querySelector('.area')?.getAttribute('aria-busy') === 'false'")
+    page.wait_for_timeout(500)
+    assert violations(page) == []
+    page.context.close()
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_upload_page_and_the_help_violate_nothing(site: Site, size: tuple[int, int]) -> None:
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed (npm ci in viewer)")
+    page = site.page(size, bypass_csp=True)
+    page.goto(f"{site.node.url}/v/")
+    page.locator("#pick-files").set_input_files([str(site.study[0])])
+    expect(page.locator("#start")).to_be_visible()
+    assert violations(page) == []
+    opened(page, site.link)
+    page.get_by_role("button", name="Help").click()
+    assert violations(page) == []
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("page.html", b"<html><script>window.pwned=1</script></html>", "not a kind of file"),
+        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg' onload='window.pwned=1'/>", "not a kind of file"),
+        ("empty.dcm", b"", "did not work"),
+        ("broken.dcm", b"\0" * 128 + b"DICM" + b"\xff" * 200, "did not work"),
+    ],
+)
+def test_files_that_cannot_be_searched_are_said_to_be_so(site: Site, name: str, content: bytes, said: str) -> None:
+    page = site.page()
+    page.goto(f"{site.node.url}/v/")
+    page.locator("#pick-files").set_input_files([{"name": name, "mimeType": "image/png", "buffer": content}])
+    page.locator("#start").click()
+    expect(page.locator(".message")).to_contain_text(said, timeout=60_000)
+    expect(page.locator("#again")).to_be_focused()
+    assert page.evaluate("() => window.pwned") is None
+    page.context.close()
+
+
+def test_a_picture_is_searched_too(site: Site) -> None:
+    page = site.page()
+    page.goto(f"{site.node.url}/v/#lang=es")
+    picture = io.BytesIO()
+    Image.linear_gradient("L").save(picture, "PNG")
+    page.locator("#pick-files").set_input_files(
+        [{"name": "picture.png", "mimeType": "image/png", "buffer": picture.getvalue()}]
+    )
+    page.locator("#start").click()
+    page.wait_for_url(re.compile(r"/v/q/[0-9a-f]{32}#lang=es"), timeout=120_000)
+    page.wait_for_function("() => document.querySelector('.verdict')?.dataset.kind")
+    expect(page.get_by_text(NOTICE["es"])).to_be_visible()
+    page.context.close()
+
+
+def test_an_unknown_link_says_so(site: Site) -> None:
+    page = site.page()
+    answer = page.goto(f"{site.node.url}/v/q/{'0' * 32}")
+    assert answer is not None
+    expect(page.get_by_role("heading", level=1)).to_have_text("This link leads nowhere")
+    page.context.close()
+
+
+def test_the_node_may_go_and_come_back(site: Site) -> None:
+    page = opened(site.page(bypass_csp=True), site.link)
+    before = len(nodes(page))
+    site.node.stop()
+    try:
+        page.locator("#k").fill("20")
+        expect(page.locator(".banner")).to_be_visible(timeout=60_000)
+        assert len(nodes(page)) == before, "what was shown stays"
+        expect(page.get_by_text(NOTICE["en"])).to_be_visible()
+        if AXE.exists():
+            assert violations(page) == []
+        page.get_by_role("button", name="Try now").click()
+        expect(page.locator(".banner")).to_be_visible()
+    finally:
+        site.node.start()
+    expect(page.locator(".banner")).to_be_hidden(timeout=60_000)
+    page.wait_for_function("() => window.__viewer.ready && window.__viewer.nodes.filter(n => n.rank > 0).length === 20")
+    page.context.close()
+
+
+def test_a_link_that_expires_while_it_is_open_says_so(site: Site) -> None:
+    """Last: no test after it may use the answer's link."""
+    page = opened(site.page(), site.link)
+    token = site.link.rsplit("/", 1)[1]
+    site.node.stop()
+    with sqlite3.connect(site.node.var / "catalogue.sqlite3") as catalogue:
+        long_ago = time.time() - 400 * 86400  # links work for link_days from then
+        catalogue.execute("UPDATE answers SET created = ? WHERE token = ?", (long_ago, token))
+    site.node.start()
+    page.locator("#k").fill("12")
+    expect(page.get_by_role("heading", level=1)).to_have_text("This link has expired", timeout=60_000)
+    answer = page.goto(site.link)
+    assert answer is not None
+    assert answer.status == 410
+    page.context.close()

@@ -1,0 +1,97 @@
+/* What the panels share: the data on show, and what they may ask for. */
+
+import type { Api, CaseDetail, Graph, GraphNode, Result, Status, Verdict } from './api';
+import type { Key } from './i18n';
+import { similarity, t } from './i18n';
+import type { Store, View } from './state';
+import type { Thumbnails } from './thumbnails';
+
+export const QUERY = 'query';
+
+export class Data {
+  result: Result | null = null;
+  graph: Graph | null = null;
+
+  /** Cases by rank, without the centre. */
+  get cases(): GraphNode[] {
+    return this.graph?.nodes.slice(1) ?? [];
+  }
+
+  get centre(): GraphNode | null {
+    return this.graph?.nodes[0] ?? null;
+  }
+
+  get calibrated(): boolean {
+    return this.graph?.calibrated ?? this.result?.calibrated ?? false;
+  }
+
+  get verdict(): Verdict | null {
+    return this.graph?.verdict ?? this.result?.verdict ?? null;
+  }
+
+  node(id: string | null): GraphNode | null {
+    return this.graph?.nodes.find((node) => node.id === id) ?? null;
+  }
+
+  score(node: { similarity: number }): string {
+    return similarity(node.similarity, this.calibrated);
+  }
+}
+
+export interface Context {
+  readonly api: Api;
+  readonly store: Store;
+  readonly data: Data;
+  readonly thumbnails: Thumbnails;
+  detail(id: string): Promise<CaseDetail>;
+  select(id: string): void;
+  open(id: string): void;
+  compare(id: string): void;
+  more(id: string): void;
+  say(words: string): void;
+}
+
+/** What identifies a finding in filters and in the address. */
+export function findingKey(finding: { system: string; code: string; display: string }): string {
+  return `${finding.system} ${finding.code || finding.display}`;
+}
+
+/** Whether the legend's filters let a case through. The centre is always shown. */
+export function passes(node: GraphNode, view: View): boolean {
+  if (node.rank === 0) return true;
+  if (view.hidden.includes(node.status)) return false;
+  return view.findings.length === 0 || node.findings.some((f) => view.findings.includes(findingKey(f)));
+}
+
+export function statusWords(status: Status): string {
+  return t(`status.${status}` as Key);
+}
+
+/** A case in a sentence, for those who cannot see the graph. */
+export function describe(node: GraphNode, data: Data): string {
+  if (node.rank === 0) return t(node.id === QUERY ? 'graph.query' : 'graph.centre');
+  const values = { rank: node.rank, similarity: data.score(node) };
+  const findings = node.findings.map((f) => f.display || f.code).join(', ');
+  // isolated (UAX 9): a name written from right to left must not turn round what stands before it
+  const isolated = `\u2068${findings}\u2069`;
+  if (node.status === 'present' && findings) return t('graph.node_findings', { ...values, findings: isolated });
+  return t('graph.node', { ...values, status: statusWords(node.status) });
+}
+
+/** The verdict as its headline and why. */
+export function verdictWords(data: Data, text: string): { title: string; why: string; kind: string } | null {
+  const kind = data.verdict;
+  if (kind === null) return null;
+  const n = data.graph ? data.cases.length : (data.result?.k ?? 0);
+  const searched = data.graph?.searched ?? data.result?.searched ?? 0;
+  if (kind === 'not-searchable') {
+    const reason = data.result?.reason ? ` ${t('why.reason', { reason: data.result.reason })}` : '';
+    return { title: t('verdict.not-searchable'), why: t('why.not-searchable') + reason, kind };
+  }
+  if (n === 0) {
+    const why = text ? t('why.nothing_found', { text }) : t('why.empty');
+    return { title: t('verdict.empty'), why, kind: 'empty' };
+  }
+  const title = kind === 'similar' && n === 1 ? t('verdict.similar_one') : t(`verdict.${kind}` as Key, { n });
+  return { title, why: t(`why.${kind}` as Key, { searched }), kind };
+}

@@ -1,0 +1,211 @@
+/* One picture: a slice on a canvas, its window, the colours over it, and the ways to move. Canvas 2D only. */
+
+import type { Series } from '../api';
+import { h } from '../dom';
+import { t } from '../i18n';
+import { greys, heat, paint, type Window } from './lut';
+
+export interface PaneActions {
+  /** Go to a frame. */
+  move(frame: number): void;
+  /** Centre and width changed by hand. */
+  window(window: Window): void;
+  resetWindow(): void;
+}
+
+const TOUCH_STEP = 14; // pixels of a finger's way for one slice
+const PAGE = 10;
+
+export class Pane {
+  readonly root: HTMLElement;
+  private readonly stage: HTMLElement;
+  private readonly canvas = h('canvas', { class: 'pane-image', 'aria-hidden': 'true' });
+  private readonly overlay = h('canvas', { class: 'pane-heat', 'aria-hidden': 'true' });
+  private readonly slider = h('input', { type: 'range', min: 0, step: 1, value: 0 });
+  private readonly place = h('span', { class: 'pane-place' });
+  private readonly told = h('span', { class: 'pane-window' });
+  private readonly message = h('p', { class: 'pane-message', role: 'status' });
+  private series: Series | null = null;
+  private frame: Int16Array | null = null;
+  private n = 0;
+  private window: Window = { center: 40, width: 400 };
+  private table: Uint32Array | null = null;
+  private wheel = 0;
+
+  constructor(
+    private readonly name: string,
+    readonly title: HTMLElement,
+    private readonly actions: PaneActions,
+  ) {
+    this.stage = h(
+      'div',
+      { class: 'pane-stage', tabindex: 0, role: 'group', 'aria-label': name },
+      this.canvas,
+      this.overlay,
+      this.place,
+      this.told,
+      this.message,
+    );
+    this.slider.className = 'pane-slider';
+    this.root = h('div', { class: 'pane' }, title, this.stage, this.slider);
+    this.listen();
+  }
+
+  /** The series to move through; null where there is none. */
+  setSeries(series: Series | null): void {
+    this.series = series;
+    this.frame = null;
+    this.slider.max = String(Math.max(0, (series?.frames ?? 1) - 1));
+    this.slider.disabled = series === null || series.frames < 2;
+    this.clearHeat();
+    if (series === null) this.say(t('compare.no_images'));
+  }
+
+  /** Where in the series; before its picture is there, the last one stays. */
+  setPlace(n: number): void {
+    const total = this.series?.frames ?? 0;
+    this.n = n;
+    this.slider.value = String(n);
+    this.place.textContent = total ? t('compare.slice_of', { n: n + 1, total }) : '';
+    const words = t('compare.pane_label', { name: this.name, n: n + 1, total });
+    this.stage.setAttribute('aria-label', total ? words : this.name);
+    this.slider.setAttribute('aria-label', `${this.name}: ${t('compare.slice')}`);
+    this.slider.setAttribute('aria-valuetext', t('compare.slice_of', { n: n + 1, total }));
+  }
+
+  setWindow(window: Window): void {
+    this.window = window;
+    this.table = null;
+    this.told.textContent = t('compare.window_value', {
+      center: Math.round(window.center),
+      width: Math.round(window.width),
+    });
+    this.draw();
+  }
+
+  setFrame(frame: Int16Array): void {
+    this.frame = frame;
+    this.say('');
+    this.draw();
+  }
+
+  say(words: string): void {
+    this.message.textContent = words;
+    this.message.hidden = words === '';
+  }
+
+  /** Lay the effects over the picture. */
+  setHeat(effects: number[][], highest: number, opacity: number): void {
+    const source = h('canvas');
+    const image = heat(effects, highest);
+    source.width = image.width;
+    source.height = image.height;
+    source.getContext('2d')?.putImageData(image, 0, 0);
+    this.overlay.width = this.canvas.width;
+    this.overlay.height = this.canvas.height;
+    const ink = this.overlay.getContext('2d');
+    if (ink === null) return;
+    ink.imageSmoothingEnabled = true;
+    ink.imageSmoothingQuality = 'high';
+    ink.drawImage(source, 0, 0, this.overlay.width, this.overlay.height);
+    this.overlay.style.opacity = String(opacity);
+    this.overlay.hidden = false;
+  }
+
+  setOpacity(opacity: number): void {
+    this.overlay.style.opacity = String(opacity);
+  }
+
+  clearHeat(): void {
+    this.overlay.hidden = true;
+  }
+
+  private draw(): void {
+    const { series, frame } = this;
+    if (series === null || frame === null || frame.length < series.rows * series.columns) return;
+    this.table ??= greys(this.window, series.monochrome1);
+    const image = new ImageData(series.columns, series.rows);
+    paint(frame, this.table, new Uint32Array(image.data.buffer));
+    const [down, across] = series.spacing ?? [1, 1];
+    const height = Math.max(1, Math.round((series.rows * down) / (across || 1)));
+    if (this.canvas.width !== series.columns || this.canvas.height !== height) {
+      this.canvas.width = series.columns;
+      this.canvas.height = height;
+    }
+    const ink = this.canvas.getContext('2d');
+    if (ink === null) return;
+    if (height === series.rows) ink.putImageData(image, 0, 0);
+    else {
+      const square = new OffscreenCanvas(series.columns, series.rows);
+      square.getContext('2d')?.putImageData(image, 0, 0);
+      ink.drawImage(square, 0, 0, series.columns, height);
+    }
+  }
+
+  private listen(): void {
+    this.slider.addEventListener('input', () => this.actions.move(Number(this.slider.value)));
+    this.stage.addEventListener('keydown', (event) => this.key(event));
+    this.stage.addEventListener('dblclick', () => this.actions.resetWindow());
+    this.stage.addEventListener(
+      'wheel',
+      (event) => {
+        if (event.ctrlKey) return; // the browser's own zoom
+        event.preventDefault();
+        this.wheel += event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY / 40 : event.deltaY;
+        const steps = Math.trunc(this.wheel);
+        if (steps !== 0) {
+          this.wheel -= steps;
+          this.actions.move(this.n + Math.sign(steps) * Math.min(3, Math.abs(steps)));
+        }
+      },
+      { passive: false },
+    );
+    let last: { x: number; y: number } | null = null;
+    this.stage.addEventListener('pointerdown', (event) => {
+      if (event.button !== 0) return;
+      last = { x: event.clientX, y: event.clientY };
+      this.stage.setPointerCapture(event.pointerId);
+    });
+    this.stage.addEventListener('pointermove', (event) => {
+      if (last === null) return;
+      const [dx, dy] = [event.clientX - last.x, event.clientY - last.y];
+      if (event.pointerType === 'touch') {
+        const steps = Math.trunc(dy / TOUCH_STEP);
+        if (steps === 0) return;
+        last = { x: event.clientX, y: last.y + steps * TOUCH_STEP };
+        this.actions.move(this.n + steps);
+        return;
+      }
+      last = { x: event.clientX, y: event.clientY };
+      const scale = Math.max(0.5, this.window.width / 400);
+      this.actions.window({
+        center: this.window.center + dy * scale,
+        width: Math.max(1, this.window.width + dx * scale * 1.5),
+      });
+    });
+    for (const end of ['pointerup', 'pointercancel']) {
+      this.stage.addEventListener(end, () => {
+        last = null;
+      });
+    }
+  }
+
+  private key(event: KeyboardEvent): void {
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    const total = this.series?.frames ?? 1;
+    const places: Record<string, number> = {
+      ArrowUp: this.n - 1,
+      ArrowLeft: this.n - 1,
+      ArrowDown: this.n + 1,
+      ArrowRight: this.n + 1,
+      PageUp: this.n - PAGE,
+      PageDown: this.n + PAGE,
+      Home: 0,
+      End: total - 1,
+    };
+    const place = places[event.key];
+    if (place === undefined) return;
+    event.preventDefault();
+    this.actions.move(place);
+  }
+}
