@@ -25,10 +25,11 @@ ENV_PREFIX = "DICOMNODE__"
 ENV_CONFIG = "DICOMNODE_CONFIG"
 DEFAULT_FILE = Path("config/dicomnode.toml")
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-SECRETS = frozenset({"key_command", "url", "auth"})  # masked by "config show": a URL may carry a password
+EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to recognise it
+SECRETS = frozenset({"key_command", "url"})  # masked by "config show": a URL may carry a password
 
 Service = Literal["echo", "store", "find", "move", "get", "similar"]
-ResultObject = Literal["sr", "contact-sheet"]
+ResultObject = Literal["sr", "contact-sheet", "pdf"]
 DEID_OPTIONS = (
     "retain-safe-private",
     "retain-uids",
@@ -81,7 +82,9 @@ class Peer(_Section):
     host: str = Field("127.0.0.1", description="Its host, for what the node sends.")
     port: int = Field(104, ge=1, le=65535, description="Its port.")
     results: bool = Field(False, description="Whether it takes results.")
-    objects: tuple[ResultObject, ...] = Field((), description="What it takes; empty: as [report] objects.")
+    objects: tuple[ResultObject, ...] = Field(
+        (), description="What it takes: sr, contact-sheet, pdf; empty: as [report] objects."
+    )
     services: tuple[Service, ...] = Field(
         ("echo", "store", "find", "move", "get", "similar"), description="What it may ask of the node."
     )
@@ -197,7 +200,9 @@ class Retrieval(_Section):
 class Report(_Section):
     """What is sent back."""
 
-    objects: tuple[ResultObject, ...] = Field(("sr",), description="Objects of an answer; a peer's own list wins.")
+    objects: tuple[ResultObject, ...] = Field(
+        ("sr",), description="Objects of an answer: sr, contact-sheet, pdf; a peer's own list wins."
+    )
     keep_days: int = Field(7, ge=0, description="Days that sent objects stay, for 'results resend'.")
 
 
@@ -213,6 +218,24 @@ class Archive(_Section):
     url: str = Field("", description="Empty: files in data_dir. Else a folder.")
 
 
+class Auth(_Section):
+    """Sign-in of the web side; all at their defaults: none, loopback only."""
+
+    method: Literal["", "users"] = Field("", description="users: local users of 'dicomnode user add'.")
+    links: Literal["sign-in", "open"] = Field(
+        "sign-in", description="Result links: sign-in: for users; open: one result for whoever holds its link."
+    )
+    session_hours: float = Field(
+        12, gt=0, le=168, description="Hours without a request after which a session ends (seven days at most)."
+    )
+
+    @model_validator(mode="after")
+    def _method_is_given(self) -> Auth:
+        if not self.method and (self.links, self.session_hours) != ("sign-in", 12):
+            raise ValueError('method is missing: "users"')
+        return self
+
+
 class Web(_Section):
     """The web side."""
 
@@ -221,17 +244,23 @@ class Web(_Section):
     public_url: str = Field(
         "", description="Base of the links in reports, as browsers reach it (a proxy); empty: http://host:port."
     )
-    auth: dict[str, Any] = Field(
-        {}, description="Sign-in; not part of this version: empty, loopback only, whoever is there is the admin."
+    auth: Auth = Field(
+        Auth(),
+        description="Sign-in (docs/security.md); no method: none, loopback only, whoever is there is the admin. "
+        "Method users: local users; links open: a link opens its one result without sign-in.",
     )
     link_days: int = Field(30, ge=0, description="Days that a result link works.")
+    upload_mb: int = Field(512, ge=1, le=16384, description="Size of an upload of the browser in MiB; zip: packed.")
+    upload_minutes: int = Field(
+        30, ge=1, le=1440, description="Minutes that a query of the browser is kept after its last use."
+    )
 
     @model_validator(mode="after")
     def _loopback_without_auth(self) -> Web:
-        if self.auth:
-            raise ValueError("auth: sign-in is not part of this version; leave it empty")
-        if not self.auth and self.host not in LOOPBACK:
-            raise ValueError("host: other than loopback needs [web] auth; put a proxy that signs people in before it")
+        if not self.auth.method and self.host not in LOOPBACK:
+            raise ValueError('host: other than loopback needs [web] auth = {method = "users"}')
+        if self.host in EVERY_ADDRESS and not self.public_url:
+            raise ValueError(f"public_url: needed with host {self.host}: the address that browsers call")
         return self
 
 

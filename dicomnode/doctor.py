@@ -29,6 +29,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from dicomnode.config import LOOPBACK
 from dicomnode.errors import DicomnodeError
 from dicomnode.node import Node
 from dicomnode.telemetry.heartbeat import read_beats
@@ -201,6 +202,27 @@ def check_ports(node: Node) -> Iterator[Diagnosis]:
     yield Diagnosis("ports", State.OK, "this node serves them" if serving else "free")
 
 
+def check_users(node: Node) -> Iterator[Diagnosis]:
+    """Somebody can sign in, where the web side asks for it; links are not in clear on a network."""
+    web = node.settings.web
+    if not web.auth.method:
+        yield Diagnosis("sign-in", State.OK, "none: the web side is this machine's alone")
+        return
+    try:
+        fresh = not node.settings.database.url and not (node.data_dir / "catalogue.sqlite3").exists()
+        nobody = fresh or node.users.none_yet()
+    except DicomnodeError as exc:
+        yield Diagnosis("sign-in", State.FAIL, _told(exc), exc.advice)
+        return
+    if nobody:
+        yield Diagnosis("sign-in", State.WARN, "there is no user yet", "dicomnode user add NAME --admin")
+    elif web.host not in LOOPBACK and not web.public_url.startswith("https://"):
+        advice = "put a proxy with TLS in front and set [web] public_url to its https address"
+        yield Diagnosis("sign-in", State.WARN, "passwords cross the network in clear", advice)
+    else:
+        yield Diagnosis("sign-in", State.OK, f"local users; links: {web.auth.links}")
+
+
 def check_peers(node: Node) -> Iterator[Diagnosis]:
     """Every peer that takes results answers C-ECHO."""
     from dicomnode.scu.send import echo
@@ -234,6 +256,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("model", check_model),
     ("index", check_index),
     ("ports", check_ports),
+    ("sign-in", check_users),
     ("peers", check_peers),
 )
 

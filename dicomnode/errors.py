@@ -69,6 +69,13 @@ class NotFound(DicomnodeError):
     dimse_status = 0x0000
 
 
+class Expired(NotFound):
+    """The thing asked for was there, and is no longer shown."""
+
+    code = "expired"
+    http_status = 410
+
+
 class QuarantineError(DicomnodeError):
     """The input must not go on by itself: it is kept apart until a person decides.
 
@@ -103,6 +110,35 @@ class InputError(DicomnodeError):
     code = "input"
     http_status = 422
     dimse_status = 0xC000  # cannot understand, PS3.4 table B.2-1
+
+
+class UploadRefused(InputError):
+    """What was uploaded cannot be a query. ``reason`` is one of the stable words of docs/api.md."""
+
+    code = "upload"
+
+    def __init__(self, reason: str, line: str, *, place: str = "", advice: str = "") -> None:
+        super().__init__(line, place=place, advice=advice)
+        self.reason = reason
+
+
+class UploadTooLarge(UploadRefused):
+    """An upload is larger, or unpacks to more, than the settings allow."""
+
+    http_status = 413
+
+
+class UploadWrongKind(UploadRefused):
+    """An upload is not of a kind that can be a query."""
+
+    http_status = 415
+
+
+class TooManyRequests(UploadRefused):
+    """More is asked than can be done now; worth another try after ``retry_after_s``."""
+
+    http_status = 429
+    retry_after_s = 10
 
 
 class PackError(DicomnodeError):

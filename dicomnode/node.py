@@ -29,18 +29,24 @@ if TYPE_CHECKING:
     from dicomnode.archive.catalogue import Catalogue
     from dicomnode.archive.objects import ObjectStore
     from dicomnode.archive.quarantine import Quarantine
+    from dicomnode.archive.thumbnails import Thumbnails
+    from dicomnode.archive.users import Users
     from dicomnode.deid.pool import DeidPool
     from dicomnode.deid.recipe import Recipe
     from dicomnode.deid.vault import Vault
     from dicomnode.domain import PseudoUid
     from dicomnode.index.repository import VectorIndex
     from dicomnode.models.embedder import Embedder
+    from dicomnode.models.manifest import Manifest
+    from dicomnode.scp.server import Service
     from dicomnode.scp.spool import Spool
     from dicomnode.telemetry.audit import AuditEvent, AuditTrail
     from dicomnode.telemetry.metrics import Metrics
+    from dicomnode.web.sessions import SignIn
     from dicomnode.workflow.context import Context, Folders
     from dicomnode.workflow.deidentify import DeidContext
     from dicomnode.workflow.peers import Destination
+    from dicomnode.workflow.querying import ActiveIndex, RepositoryQueries
 
 
 def packs_folder() -> Path:
@@ -58,9 +64,12 @@ class Node:
     ----------
     settings : Settings
         Checked settings.
+    prepared : bool
+        The catalogue's tables are current: who started this process has seen to it.
     """
 
     settings: Settings
+    prepared: bool = False
 
     @property
     def data_dir(self) -> Path:
@@ -120,11 +129,13 @@ class Node:
     @cached_property
     def _engine(self) -> Any:
         from dicomnode.archive.database import open_engine
-        from dicomnode.archive.migrate import upgrade
 
         make_folder(self.data_dir)
         engine = open_engine(self.settings.database.url or self.data_dir / "catalogue.sqlite3")
-        upgrade(engine)
+        if not self.prepared:
+            from dicomnode.archive.migrate import upgrade
+
+            upgrade(engine)
         return engine
 
     @cached_property
@@ -146,11 +157,38 @@ class Node:
         return Quarantine(self._engine)
 
     @cached_property
+    def users(self) -> Users:
+        from dicomnode.archive.users import Users
+
+        return Users(self._engine)
+
+    @cached_property
+    def sign_in(self) -> SignIn | None:
+        """What the web side signs people in with; None where ``[web] auth`` asks for no sign-in."""
+        from dicomnode.web.sessions import SignIn
+
+        if not self.settings.web.auth.method:
+            return None
+        return SignIn(
+            users=self.users,
+            form_key=bytes.fromhex(self.vault.keyed_hash("web", "forms")),
+            link_created=self.answers.created_of,
+            record=self.audit.record,
+            link_days=self.settings.web.link_days,
+        )
+
+    @cached_property
     def objects(self) -> ObjectStore:
         from dicomnode.archive.objects import ObjectStore
 
         url = self.settings.archive.url
         return ObjectStore(Path(url) if url else self.data_dir / "archive")
+
+    @cached_property
+    def thumbnails(self) -> Thumbnails:
+        from dicomnode.archive.thumbnails import Thumbnails
+
+        return Thumbnails(self.data_dir / "thumbnails")
 
     @cached_property
     def folders(self) -> Folders:
@@ -214,10 +252,12 @@ class Node:
 
     @cached_property
     def index(self) -> VectorIndex:
-        """The vector index of the active model."""
-        return self.index_of(self.embedder)
+        """The vector index of the active model; its manifest is enough, so that a search loads no networks."""
+        from dicomnode.models.manifest import read_manifest
 
-    def index_of(self, embedder: Embedder) -> VectorIndex:
+        return self.index_of(self.embedder if "embedder" in self.__dict__ else read_manifest(self.pack_dir))
+
+    def index_of(self, embedder: Embedder | Manifest) -> VectorIndex:
         """The vector index of one model."""
         from dicomnode.index.repository import VectorIndex
 
@@ -230,6 +270,32 @@ class Node:
             backend=i.backend,
             target_recall=i.target_recall,
         )
+
+    def find_services(self) -> tuple[Service, ...]:
+        """C-FIND for a receiver, where a peer may use it. Vault, catalogue and index are opened by the first query."""
+        from dicomnode.scp.find import find_service
+
+        if not any({"find", "similar"} & set(peer.services) for peer in self.settings.dicom.peers):
+            return ()
+        return (find_service(lambda: self.queries),)
+
+    @cached_property
+    def queries(self) -> RepositoryQueries:
+        """What C-FIND asks; loads no networks."""
+        from dicomnode.archive.finding import Finder
+        from dicomnode.workflow.querying import RepositoryQueries
+
+        return RepositoryQueries(
+            Finder(self._engine), self.answers, lambda: self.vault, self.stored_index, self.settings.retrieval.k
+        )
+
+    @cached_property
+    def stored_index(self) -> ActiveIndex:
+        """The vector index by the active pack's manifest alone, for who searches and never embeds."""
+        from dicomnode.models.manifest import read_manifest
+        from dicomnode.workflow.querying import ActiveIndex
+
+        return ActiveIndex(lambda: self.pack_dir, lambda folder: self.index_of(read_manifest(folder)))
 
     @cached_property
     def destinations(self) -> list[Destination]:
@@ -270,6 +336,7 @@ class Node:
             vault=self.vault,
             deid=self.deid,
             objects=self.objects,
+            thumbnails=self.thumbnails,
             catalogue=self.catalogue,
             answers=self.answers,
             quarantine=self.quarantine,

@@ -13,21 +13,19 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from dicomnode.config import Settings, load_settings
-from dicomnode.domain import PseudoUid
-from dicomnode.errors import DicomnodeError, NotFound
+from dicomnode.errors import DicomnodeError
 from dicomnode.models.threads import wait_passively
 from dicomnode.node import Node, make_folder
 from dicomnode.scp.supervisor import ChildSpec, Supervisor, python_module, watch_parent
-from dicomnode.telemetry.audit import AuditEvent
 from dicomnode.telemetry.heartbeat import BEAT_S, beat, clear_beat, read_beats
 from dicomnode.telemetry.logging import configure_logging
 
@@ -40,7 +38,6 @@ ROLES = ("receiver", "worker", "web")
 WEB_BACKLOG = 128
 EXPIRE_EVERY_S = 3600.0
 SNAPSHOT_EVERY_S = 60.0
-DAY_S = 86400.0
 
 
 def serve(
@@ -143,7 +140,12 @@ def run_receiver(node: Node, stop: threading.Event, name: str, listener: socket.
         dicom=node.settings.dicom,
         own_uids=(IMPLEMENTATION_CLASS_UID, DEVICE_UID),
     )
-    receive(listener, options, stop, counts=node.metrics)
+    node.prepared = True
+    try:
+        receive(listener, options, stop, services=node.find_services(), counts=node.metrics)
+    finally:
+        if "stored_index" in node.__dict__:  # opened by a query
+            node.stored_index.close()
 
 
 def run_worker(node: Node, stop: threading.Event) -> None:
@@ -283,58 +285,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _WebServices:
-    """What the web application calls."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def readiness(self) -> dict[str, Any]:
-        return readiness(self._node.settings)
-
-    def answer(self, token: str) -> dict[str, Any] | Literal["expired"] | None:
-        try:
-            stored = self._node.answers.by_token(token)
-        except NotFound:
-            return None
-        if time.time() - stored.created > self._node.settings.web.link_days * DAY_S:
-            return "expired"
-        self._node.audit.record(AuditEvent.ANSWER_VIEWED, actor="web", row=stored.id)
-        return stored.answer.as_json()
-
-    def thumbnail(self, token: str, instance_uid: str) -> bytes | None:
-        answer = self._node.answers.by_token(token).answer
-        shown = {m.instance for c in answer.cases for m in c.matches}
-        if instance_uid not in shown:  # a link opens its own answer and nothing else
-            return None
-        pixels = self._node.case_picture(PseudoUid(instance_uid), 0)
-        return None if pixels is None else png(pixels)
-
-    def metrics(self) -> bytes:
-        return self._node.metrics.render()
-
-
-def png(pixels: Any) -> bytes:
-    """Grey uint8 [rows, columns] as a PNG file."""
-    from PIL import Image
-
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def run_web(node: Node, stop: threading.Event, listener: socket.socket) -> None:
     """The web process."""
     from dicomnode.web.app import create_app
     from dicomnode.web.options import WebOptions
     from dicomnode.web.serve import serve as serve_web
+    from dicomnode.webside.services import WebSide
 
     w = node.settings.web
     options = WebOptions(
         host=w.host, port=w.port, public_url=w.public_url, auth=w.auth, language=node.settings.node.language
     )
-    beat(node.runtime, "web", state="serving", ready=True)
-    serve_web(create_app(_WebServices(node), options), listener, stop)
+    warnings.simplefilter("ignore")  # pydicom quotes values in its warnings
+    side = WebSide(node, lambda: readiness(node.settings))
+    try:
+        app = create_app(side, options, node.sign_in, results=side.results, queries=side.queries)
+        beat(node.runtime, "web", state="serving", ready=True)
+        serve_web(app, listener, stop)
+    finally:
+        side.close()
 
 
 if __name__ == "__main__":

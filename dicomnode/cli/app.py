@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dicomnode import __version__
-from dicomnode.cli import config, deid, doctor, index, models, quarantine, query, results, serve, train
+from dicomnode.cli import config, deid, doctor, index, models, quarantine, query, results, serve, train, user
 
 app = typer.Typer(
     name="dicomnode",
@@ -27,6 +27,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(results.app, name="results")
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(user.app, name="user")
 app.add_typer(config.app, name="config")
 
 

@@ -174,4 +174,6 @@ def exclude(
     node = open_node(config)
     node.record(AuditEvent.CASE_EXCLUDED, pseudonym=patient)
     node.catalogue.exclude_patient(Pseudonym(patient))
+    for study in node.catalogue.studies_of(Pseudonym(patient)):
+        node.thumbnails.remove_study(study)
     out.print("excluded")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from dicomnode.archive.quarantine import Item
+from dicomnode.archive.quarantine import HELD, Item
 from dicomnode.cli.options import Config, Json, iso, open_node, out, print_json, print_table
 from dicomnode.errors import UsageError
 from dicomnode.node import Node
@@ -17,8 +18,23 @@ app = typer.Typer(help="List, release and discard what was held.", no_args_is_he
 Id = Annotated[int, typer.Argument(metavar="ID", help="Row of 'quarantine list'.")]
 
 
-def _row(item: Item) -> dict[str, Any]:
-    return {**item.as_json(), "created": iso(item.created)}
+def _rows(node: Node, items: Sequence[Item]) -> list[dict[str, Any]]:
+    """The items; of those that were received and are held also who sent them and how many objects they are."""
+    from dicomnode.scp.schema import JobState
+
+    received = any(i.job_id is not None and i.state == HELD for i in items)
+    jobs = {j.id: j for j in node.spool.jobs(JobState.QUARANTINED)} if received else {}
+    names: dict[str, list[str]] = {}
+    for peer in node.settings.dicom.peers:
+        names.setdefault(peer.ae_title, []).append(peer.name)
+    rows = []
+    for item in items:
+        row: dict[str, Any] = {**item.as_json(), "created": iso(item.created), "sender": None, "instances": None}
+        if (job := jobs.get(item.job_id or 0)) is not None:
+            row["sender"] = ", ".join(names.get(job.calling, [job.calling]))
+            row["instances"] = len(job.instances)
+        rows.append(row)
+    return rows
 
 
 @app.command("list")
@@ -27,11 +43,12 @@ def list_(config: Config = None, json: Json = False) -> None:
 
     Example: dicomnode quarantine list --json
     """
-    items = [_row(i) for i in open_node(config).quarantine.items()]
+    node = open_node(config)
+    items = _rows(node, node.quarantine.items())
     if json:
         print_json({"items": items})
         return
-    columns = ["id", "state", "reason", "place", "line", "advice"]
+    columns = ["id", "state", "reason", "sender", "instances", "place", "line", "advice"]
     print_table("quarantine", columns, [[str(i[c] or "") for c in columns] for i in items])
 
 
@@ -41,7 +58,8 @@ def show(id_: Id, config: Config = None, json: Json = False) -> None:
 
     Example: dicomnode quarantine show 2
     """
-    item = _row(open_node(config).quarantine.item(id_))
+    node = open_node(config)
+    (item,) = _rows(node, [node.quarantine.item(id_)])
     if json:
         print_json(item)
         return

@@ -18,7 +18,7 @@ def query_command(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Print the most similar cases of the repository.
+    """Print the most similar cases of the repository. The files are de-identified first; nothing of them is kept.
 
     Example: dicomnode query /tmp/study -k 5
     Example: dicomnode query slice.png --text pneumonia --json

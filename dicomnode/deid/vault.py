@@ -239,6 +239,11 @@ class Vault:
         known = self.pseudonym_for(issuer, patient_id, create)
         return Subject(known or _random_pseudonym(), self.days(issuer, patient_id))
 
+    def knows(self, pseudonym: Pseudonym) -> bool:
+        """Whether a pseudonym is a patient's; a passing one is nobody's."""
+        with self._connection() as db:
+            return db.execute("SELECT 1 FROM patient WHERE pseudonym = ?", (pseudonym,)).fetchone() is not None
+
     def days(self, issuer: str, patient_id: str) -> int:
         """By how many days every date of the patient moves: -1 to -3650, always the same for one patient."""
         digest = keyed_digest(self._date_key, "days", _identity(issuer, patient_id))

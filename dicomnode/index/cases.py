@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 from sqlalchemy import select
 
 from dicomnode.archive.schema import findings, studies
@@ -123,9 +124,7 @@ class CaseRetriever:
         started = time.monotonic()
         probe = self._probe(query, k)
         now = self._searcher.refresh()
-        own_patients = {query.patient} if query.patient is not None else set()
-        own_studies = {query.study} if query.study is not None else set()
-        whole = now.open_rows(own_patients, own_studies)
+        whole = _others(now, query)
         mask = whole & now.open_rows(exclude_patients, allow=allow)
         wanted = max(k, RANKED_PATIENTS)
         ranked = ranking.rank(self._searcher, now, probe, mask, wanted)
@@ -139,6 +138,21 @@ class CaseRetriever:
             "retrieved", cases=len(cases), verdict=verdict.kind.value, seconds=round(time.monotonic() - started, 3)
         )
         return self._answer(now, query, verdict, cases, searched=len(now.studies_in(mask)))
+
+    def nearest(
+        self, query: QueryStudy, k: int = 10, *, allow: AbstractSet[PseudoUid] | None = None
+    ) -> tuple[Case, ...]:
+        """The cases of ``retrieve`` without the verdict, whose reference may take long to compute.
+
+        Raises
+        ------
+        InputError, ModelMismatch, IndexCorrupt
+        """
+        probe = self._probe(query, k)
+        now = self._searcher.refresh()
+        mask = _others(now, query) & now.open_rows(allow=allow)
+        ranked = ranking.rank(self._searcher, now, probe, mask, max(k, RANKED_PATIENTS))
+        return self._cases(now, query, probe, ranked, k)
 
     def _probe(self, query: QueryStudy, k: int) -> Probe:
         if k < 1:
@@ -215,6 +229,13 @@ class CaseRetriever:
             calibrated=False,
             search=search,
         )
+
+
+def _others(now: Resident, query: QueryStudy) -> NDArray[np.bool_]:
+    """Rows that are neither of the query's patient nor of its study, bool [n]."""
+    own_patients = {query.patient} if query.patient is not None else set()
+    own_studies = {query.study} if query.study is not None else set()
+    return now.open_rows(own_patients, own_studies)
 
 
 def _unit(value: float) -> float:

@@ -233,6 +233,16 @@ class VectorStore:
                 found.update({row.id: PseudoUid(row.instance_uid) for row in rows})
         return found
 
+    def places(self, ids: Sequence[int]) -> dict[int, tuple[PseudoUid, int]]:
+        """SOP Instance UID and frame of each vector id that is still there."""
+        found: dict[int, tuple[PseudoUid, int]] = {}
+        v = vectors.c
+        with self.reading() as c:
+            for chunk in _chunks(list(ids)):
+                for row in c.execute(select(v.id, v.instance_uid, v.frame).where(v.id.in_(chunk))):
+                    found[row.id] = (PseudoUid(row.instance_uid), row.frame)
+        return found
+
     def verify(self) -> list[str]:
         """Every problem found, one line each; empty when the store is sound. Changes nothing."""
         problems = []

@@ -7,7 +7,7 @@ that cannot be used is recorded with the reason and passed over; only what is le
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 BATCH = 16  # prepared slices held at once
 
 Floats = npt.NDArray[np.float32]
+See = Callable[[PseudoUid, int, Floats], None]  # instance, frame, prepared slice float32 [224, 224]
 
 
 class Embeds(Protocol):
@@ -83,13 +84,16 @@ class StudyEmbedding:
     why_not: str = ""
 
 
-def embed_study(paths: Iterable[Path], embedder: Embeds, key_slices: int = KEY_SLICES) -> StudyEmbedding:
+def embed_study(
+    paths: Iterable[Path], embedder: Embeds, key_slices: int = KEY_SLICES, see: See | None = None
+) -> StudyEmbedding:
     """Embed the key slices of one study.
 
     Parameters
     ----------
     paths : the study's de-identified files, in any order.
     key_slices : slices a series, 16 to 32.
+    see : called with each prepared slice, which is not kept otherwise.
 
     Returns
     -------
@@ -113,6 +117,8 @@ def embed_study(paths: Iterable[Path], embedder: Embeds, key_slices: int = KEY_S
             notes.update(dict.fromkeys(prepared.notes))
             slices.append(EmbeddedSlice(key.instance_uid, series.series_uid, key.frame, key.z))
             pending.append(prepared.pixels)
+            if see is not None:
+                see(key.instance_uid, key.frame, prepared.pixels)
             if len(pending) == BATCH:
                 vectors.append(embedder.embed(np.stack(pending)))
                 pending = []

@@ -28,6 +28,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import time
 
 from dicomnode.errors import InputError, PeerError, PeerRefused
+from dicomnode.scu.checkpoint import guard
 
 log = structlog.get_logger(__name__)
 
@@ -223,6 +224,7 @@ def _association(
     try:
         if not assoc.is_established:
             _check_association(peer, assoc, connected=connected.is_set())
+        guard(assoc)
         yield assoc
     finally:
         if assoc.is_established:
@@ -265,8 +267,6 @@ def _store(assoc: Association, context: PresentationContext, instance: _Instance
     else:
         request.DataSet = BytesIO(instance.source[instance.offset :])
     assoc._reactor_checkpoint.clear()  # the association's own thread must not take the answer
-    while not assoc._is_paused:
-        time.sleep(0.0001)
     try:
         assoc.dimse.send_msg(request, cast(int, context.context_id))
         _, response = assoc.dimse.get_msg(block=True)

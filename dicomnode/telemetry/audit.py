@@ -31,8 +31,15 @@ class AuditEvent(StrEnum):
     RESULT_RESENT = "result-resent"
     ANSWER_VIEWED = "answer-viewed"
     CASE_VIEWED = "case-viewed"
+    QUERY_ASKED = "query-asked"
     USER_ADDED = "user-added"
     USER_DISABLED = "user-disabled"
+    USERS_LISTED = "users-listed"
+    PASSWORD_CHANGED = "password-changed"  # noqa: S105 - the name of an event
+    SIGNED_IN = "signed-in"
+    SIGN_IN_FAILED = "sign-in-failed"
+    SIGNED_OUT = "signed-out"
+    LINK_OPENED = "link-opened"
     VAULT_ROTATED = "vault-rotated"
     MODEL_ACTIVATED = "model-activated"
     BACKUP_WRITTEN = "backup-written"
@@ -49,8 +56,15 @@ EVENTS: dict[AuditEvent, str] = {
     AuditEvent.RESULT_RESENT: "a result was sent again by hand",
     AuditEvent.ANSWER_VIEWED: "the page of an answer was opened",
     AuditEvent.CASE_VIEWED: "images of a case were opened",
+    AuditEvent.QUERY_ASKED: "images were uploaded in the browser to be compared",
     AuditEvent.USER_ADDED: "a user was added",
     AuditEvent.USER_DISABLED: "a user was disabled",
+    AuditEvent.USERS_LISTED: "the users were listed",
+    AuditEvent.PASSWORD_CHANGED: "a user was given another password",
+    AuditEvent.SIGNED_IN: "a user signed in",
+    AuditEvent.SIGN_IN_FAILED: "a sign-in was refused",
+    AuditEvent.SIGNED_OUT: "a user signed out",
+    AuditEvent.LINK_OPENED: "an open link was confirmed by its holder",
     AuditEvent.VAULT_ROTATED: "the key of the pseudonym vault was changed",
     AuditEvent.MODEL_ACTIVATED: "another model pack was put to work",
     AuditEvent.BACKUP_WRITTEN: "a backup was written",

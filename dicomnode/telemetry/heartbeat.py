@@ -6,6 +6,7 @@ time, counts as not ready. Never holds anything but state words, counts and proc
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 BEAT_S = 2.0  # how often a process refreshes its file
 STALE_S = 15.0  # several missed beats: the process hangs
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Detail = str | int | float | bool | None
 
@@ -42,8 +44,12 @@ class Beat:
         return self.ready and self.alive
 
 
-def beat(runtime: Path, name: str, *, state: str, ready: bool, detail: Mapping[str, Detail] | None = None) -> None:
-    """Write this process's sign of life; readers see the old file or the new one, never a part."""
+def beat(runtime: Path, name: str, *, state: str, ready: bool, detail: Mapping[str, Detail] | None = None) -> bool:
+    """Write this process's sign of life; readers see the old file or the new one, never a part.
+
+    Returns False where the disk is full: the process goes on (it still answers A700), its last sign goes stale, and
+    the node is not ready until there is room.
+    """
     runtime.mkdir(parents=True, exist_ok=True)
     record = {
         "pid": os.getpid(),
@@ -53,8 +59,15 @@ def beat(runtime: Path, name: str, *, state: str, ready: bool, detail: Mapping[s
         "detail": dict(detail or {}),
     }
     part = runtime / f".{name}.{os.getpid()}.part"
-    part.write_text(json.dumps(record))
+    try:
+        part.write_text(json.dumps(record))
+    except OSError as exc:
+        part.unlink(missing_ok=True)
+        if exc.errno in _FULL:
+            return False
+        raise
     part.replace(_path(runtime, name))
+    return True
 
 
 def clear_beat(runtime: Path, name: str) -> None:

@@ -15,14 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from dicomnode.domain import VerdictKind
 
+log = structlog.get_logger(__name__)
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of ``render``, the Prometheus text format
 OTHER = "other"
 ENVIRONMENT = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client whenever it opens a process's file
+GAUGE_MODE: Literal["mostrecent"] = "mostrecent"
+FILES = ("counter", f"gauge_{GAUGE_MODE}", "histogram")  # of a process, as prometheus_client names them
+FILE_BYTES = 64 * 1024  # more than twice what all series take, which a test holds
 
 # From a step that finds nothing to do, to the embedding of a large study on a CPU.
 STEP_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -52,6 +58,12 @@ METRICS: tuple[Metric, ...] = (
         {"outcome": ("stored", "duplicate", "version", "ignored", "refused", "failed")},
     ),
     Metric("counter", "dicomnode_received_bytes_total", "Bytes of instances stored."),
+    Metric(
+        "counter",
+        "dicomnode_find_requests_total",
+        "C-FIND requests, by how they ended.",
+        {"outcome": ("answered", "cancelled", "too-many", "refused", "failed", "aborted")},
+    ),
     Metric("counter", "dicomnode_associations_total", "Associations accepted."),
     Metric(
         "counter",
@@ -108,7 +120,11 @@ class Metrics:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         os.environ[ENVIRONMENT] = str(folder)
-        values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # chosen at import otherwise
+        if _take_room(folder):
+            values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]  # chosen at import otherwise
+        else:
+            values.ValueClass = values.MutexValue  # counts for itself, until it starts anew
+            log.warning("metrics_without_room")
         self._registry = CollectorRegistry()
         self._metrics = {row.name: _make(row, self._registry) for row in METRICS}
         self._rows = {row.name: row for row in METRICS}
@@ -118,6 +134,10 @@ class Metrics:
         self._count("dicomnode_received_instances_total", outcome)
         if size:
             self._count("dicomnode_received_bytes_total", by=size)
+
+    def find(self, outcome: str) -> None:
+        """A C-FIND request ended."""
+        self._count("dicomnode_find_requests_total", outcome)
 
     def association(self) -> None:
         """An association was accepted."""
@@ -195,13 +215,30 @@ def _make(row: Metric, registry: CollectorRegistry) -> Counter | Gauge | Histogr
     if row.kind == "counter":
         made = Counter(row.name, row.help, labels, registry=registry)
     elif row.kind == "gauge":
-        made = Gauge(row.name, row.help, labels, registry=registry, multiprocess_mode="mostrecent")
+        made = Gauge(row.name, row.help, labels, registry=registry, multiprocess_mode=GAUGE_MODE)
     else:
         made = Histogram(row.name, row.help, labels, registry=registry, buckets=STEP_BUCKETS_S)
     for known in row.labels.values():
         for value in (*known, OTHER):
             made.labels(value)
     return made
+
+
+def _take_room(folder: Path) -> bool:
+    """Write this process's files out, as zeros, before they are mapped; whether the disk had room for them.
+
+    prometheus_client maps files with holes, and a page of one that the disk has no room for ends the process (SIGBUS).
+    """
+    for name in FILES:
+        path = folder / f"{name}_{os.getpid()}.db"
+        if path.exists():
+            continue
+        try:
+            path.write_bytes(bytes(FILE_BYTES))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return False
+    return True
 
 
 def render(folder: Path) -> bytes:

@@ -25,6 +25,7 @@ from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made at import from a table
 
 from dicomnode.errors import InputError, PeerError, PeerRefused
+from dicomnode.scu.checkpoint import guard
 
 SUCCESS = 0x0000
 NOT_SUPPORTED = 0x0122  # SOP Class not supported, PS3.7 C.5.6: what a sender reports for a context nobody took
@@ -112,6 +113,7 @@ class Workstation:
             raise PeerRefused("the association was rejected", place=called)
         if not assoc.is_established:
             raise PeerError("no association", place=called, advice=f"is something listening on port {port}?")
+        guard(assoc)
         return assoc
 
     @staticmethod

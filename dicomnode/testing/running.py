@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -51,8 +51,10 @@ class RunningNode:
         receivers: int = 2,
         log_level: str = "info",
         sections: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
+        self._more_environment = dict(environment or {})
         self.dicom_port, self.web_port = free_port(), free_port()
         self.settings = folder / "node.toml"
         self.log = folder / "node.log"
@@ -173,7 +175,8 @@ class RunningNode:
             return self._process.wait()
 
     def _environment(self) -> dict[str, str]:
-        return {k: v for k, v in os.environ.items() if not k.startswith(SHARED_PREFIXES)}
+        own = {k: v for k, v in os.environ.items() if not k.startswith(SHARED_PREFIXES)}
+        return {**own, **self._more_environment}
 
     def __enter__(self) -> Self:
         try:

@@ -6,10 +6,13 @@ that. A principal with a ``scope`` reads that one result and nothing else, whate
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+
+CSRF_HEADER = "X-Dicomnode-CSRF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,29 @@ def require_admin(request: Request) -> Principal:
     if not principal.admin:
         raise HTTPException(403)
     return principal
+
+
+def require_anybody(request: Request) -> Principal:
+    """For what tells nothing but who asks: 401 for nobody."""
+    return _somebody(request)
+
+
+def require_csrf(request: Request) -> None:
+    """For everything that changes something: 403 without the secret of the session in its header."""
+    if not csrf_matches(request):
+        raise HTTPException(403, f"the header {CSRF_HEADER} is missing or not the one of the session")
+
+
+def csrf_of(request: Request) -> str:
+    """The secret that changes must carry, as the middleware found; empty for nobody."""
+    return str(getattr(request.state, "csrf", ""))
+
+
+def csrf_matches(request: Request, value: str | None = None) -> bool:
+    """Whether the header, or a value of a form, is the session's secret; compared in constant time."""
+    expected = csrf_of(request)
+    given = request.headers.get(CSRF_HEADER, "") if value is None else value
+    return bool(expected) and hmac.compare_digest(expected.encode(), given.encode("utf-8", "replace"))
 
 
 def _somebody(request: Request) -> Principal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import jinja2
 
@@ -91,9 +92,15 @@ class Pages:
             "message.html", language, kind=name, headline=text[f"{name}_title"], why=text[f"{name}_text"]
         )
 
-    def _render(self, template: str, language: Language, **values: object) -> str:
+    def form(self, template: str, kind: str, language: Language, *, next_path: str = "", **values: object) -> str:
+        """A page with a form: ``kind`` gives its headline; ``next_path`` is where it leads."""
+        keep = f"&next={quote(next_path, safe='/')}" if kind == "sign_in" else ""
+        headline = TEXTS[language][f"{kind}_title"]
+        return self._render(template, language, headline=headline, keep=keep, next_path=next_path, **values)
+
+    def _render(self, template: str, language: Language, *, keep: str = "", **values: object) -> str:
         return self._templates.get_template(template).render(
-            t=TEXTS[language], language=language, languages=LANGUAGES, static=self._static, **values
+            t=TEXTS[language], language=language, languages=LANGUAGES, static=self._static, keep=keep, **values
         )
 
 

@@ -51,15 +51,29 @@ class Guard:
         if not self._options.allows_host(host):
             refusal = problem(421, "host-not-allowed", "this name is not one the node is called by")
             await refusal(scope, receive, send_secured)
-        elif origin is not None and not self._options.allows_origin(origin, host):
+        elif (origin is not None and not self._options.allows_origin(origin, host)) or _is_foreign(scope, headers):
             refusal = problem(403, "origin-not-allowed", "requests from other sites are not answered")
             await refusal(scope, receive, send_secured)
         else:
             await self._app(scope, receive, send_secured)
 
 
+def _is_foreign(scope: Scope, headers: Headers) -> bool:
+    """Whether another site asks for anything but to show a page of ours in a tab (Fetch metadata, W3C).
+
+    A link leads to a page by GET; whatever is embedded, fetched or sent by another site is not answered. Browsers that
+    do not send these headers are held by the Origin check and by SameSite cookies.
+    """
+    if headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
+        return False
+    navigates = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
+    return not navigates or scope["method"] not in ("GET", "HEAD")
+
+
 def secure(headers: MutableHeaders) -> None:
-    """Add the security headers; a response keeps its own Cache-Control."""
+    """Add the security headers; a response keeps its own Cache-Control and Referrer-Policy."""
     for name, value in SECURITY_HEADERS.items():
-        headers[name] = value
+        if name != "Referrer-Policy":
+            headers[name] = value
+    headers.setdefault("Referrer-Policy", SECURITY_HEADERS["Referrer-Policy"])
     headers.setdefault("Cache-Control", PRIVATE)

@@ -1,91 +1,226 @@
-"""``query``: an answer for files at hand. Nothing of the query is kept: no object, no vector, no vault entry."""
+"""A question without a PACS: files at hand, from ``dicomnode query`` or the browser, to an answer.
+
+De-identified first, exactly as a received study is; only what left de-identification is embedded and searched. Nothing
+of the query is kept: no object in the archive, no vector in the index, no vault entry. The caller owns the folder.
+"""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pydicom
 
+from dicomnode.archive.records import read_record
+from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import Answer, OriginalUid, Pseudonym, PseudoUid, SliceRef, Verdict, VerdictKind
-from dicomnode.errors import InputError, QuarantineError
+from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull, UploadRefused
 from dicomnode.index.cases import QueryStudy
-from dicomnode.models.preprocess import is_dicom, prepare_picture
+from dicomnode.models.pictures import clean_picture, is_picture
+from dicomnode.models.preprocess import prepare_picture
 from dicomnode.workflow.context import Context
 from dicomnode.workflow.identity import study_identity
 from dicomnode.workflow.ingest import Added, find_files, group_by_study
 
+if TYPE_CHECKING:
+    from dicomnode.models.study import StudyEmbedding
+
 PICTURE = PseudoUid("image")
+ASK_PREFIX = "ask-"  # of the folders below work/ that commands use
+DEID_BATCH = 32  # files between two looks at whether the question still stands
 
 
-def ask(ctx: Context, path: Path, k: int, text: str = "") -> Answer:
-    """Similar cases of a DICOM file, a folder that holds one study, or a plain image.
+class Stage(StrEnum):
+    """How far a question is; the words of the API."""
 
-    The patient is looked up, never created, so that the query's own cases are left out.
+    RECEIVED = "received"
+    DEIDENTIFIED = "de-identified"
+    EMBEDDED = "embedded"
+    SEARCHED = "searched"
+    DONE = "done"
+
+
+Tell = Callable[[Stage, float], None]  # the stage reached, and how far the whole is, 0..1
+
+
+def _quiet(_stage: Stage, _progress: float) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The files of one question, sorted out: the images of one study, or one picture."""
+
+    study_uid: OriginalUid = field(repr=False)  # "" for a picture
+    files: tuple[Path, ...] = field(repr=False)
+    identity: tuple[str, str] = field(repr=False)
+    skipped: dict[str, int]
+
+    @property
+    def is_picture(self) -> bool:
+        return not self.study_uid
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A de-identified query, ready to be searched as often as one likes.
+
+    Attributes
+    ----------
+    query : QueryStudy
+        Slices, vectors float32 [n, dim], and the patient to leave out where the vault knows one.
+    refs : tuple of SliceRef
+        ``query.slices`` with all that is known of them.
+    files : tuple of Path
+        The de-identified file of each slice.
+    said : dict
+        What the answer says of the query.
+    why_not : str
+        Why it cannot be searched, where there is no slice.
+    """
+
+    query: QueryStudy
+    refs: tuple[SliceRef, ...]
+    files: tuple[Path, ...]
+    said: dict[str, object]
+    why_not: str = ""
+
+
+def sort_out(files: Sequence[Path], default_issuer: str) -> Inputs:
+    """What of these files is asked about. Anything that is no image beside it is skipped and counted.
 
     Raises
     ------
-    InputError
-        If a plain image cannot be read, or a folder holds more than one study.
+    UploadRefused
+        ``empty``, ``no-image``, ``several-pictures``, ``several-studies`` or ``mixed-patients``.
     """
-    if path.is_file() and not is_dicom(path):
-        pixels = prepare_picture(path).pixels
-        query = QueryStudy(
-            slices=(SliceRef(PICTURE, PseudoUid(""), PseudoUid(""), Pseudonym("")),),
-            vectors=ctx.embedder.embed_images(pixels[None]),
-            patient=None,
-            study=None,
-            modality="",
-        )
-        said = {"kind": "image", "modality": "", "slices": 1, "series": []}
-        return _answer(ctx, query, k, text, said)
-    return _ask_study(ctx, path, k, text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom quotes odd values in its warnings
+        return _sort_out(files, default_issuer)
 
 
-def _ask_study(ctx: Context, path: Path, k: int, text: str) -> Answer:
+def _sort_out(files: Sequence[Path], default_issuer: str) -> Inputs:
     skipped = Added()
-    studies = group_by_study(find_files([path]), skipped)
-    if not studies:
-        reason = ", ".join(f"{n} files: {why}" for why, n in skipped.skipped.items()) or "the folder is empty"
-        return _not_searchable(ctx, f"no DICOM image found ({reason})")
+    plain = {p: None for p in files if _is_plain_picture(p)}
+    studies = group_by_study((p for p in files if p not in plain), skipped)
     if len(studies) > 1:
-        raise InputError(f"the folder holds {len(studies)} studies", place=str(path), advice="query one of them")
-    study_uid, files = next(iter(studies.items()))
+        line = f"these are images of {len(studies)} studies"
+        raise UploadRefused("several-studies", line, advice="query one of them")
+    if studies:
+        study_uid, found = next(iter(studies.items()))
+        paths = tuple({f.sop_uid: f.path for f in reversed(found)}.values())[::-1]  # the first of each instance
+        if len(found) > len(paths):
+            skipped.skip("the same instance again", len(found) - len(paths))
+        if plain:
+            skipped.skip("picture beside a study", len(plain))
+        try:
+            identity = study_identity(paths, study_uid, default_issuer)
+        except QuarantineError as exc:
+            raise UploadRefused(exc.reason, exc.line, advice="query the images of one patient") from None
+        return Inputs(OriginalUid(study_uid), paths, identity, skipped.skipped)
+    if len(plain) > 1:
+        raise UploadRefused("several-pictures", f"these are {len(plain)} pictures", advice="query one of them")
+    if not plain:
+        found_instead = ", ".join(f"{n} files: {why}" for why, n in skipped.skipped.items())
+        if not found_instead:
+            raise UploadRefused("empty", "there is no file")
+        raise UploadRefused("no-image", f"no image found ({found_instead})")
+    return Inputs(OriginalUid(""), tuple(plain), ("", ""), skipped.skipped)
+
+
+def _is_plain_picture(path: Path) -> bool:
     try:
-        issuer, patient_id = study_identity([f.path for f in files], study_uid, ctx.policy.default_issuer)
-    except QuarantineError as exc:
-        raise InputError(exc.line, place=str(path)) from None
-    found = ctx.embedder.embed_study([f.path for f in files])
-    if not found.slices:
-        return _not_searchable(ctx, found.why_not or "no slice could be read")
-    study = ctx.vault.uid(OriginalUid(study_uid))
-    patient = ctx.vault.pseudonym_for(issuer, patient_id, create=False)
-    slices = tuple(
-        SliceRef(
-            ctx.vault.uid(OriginalUid(str(s.instance_uid))),
-            ctx.vault.uid(OriginalUid(str(s.series_uid))),
-            study,
-            patient or Pseudonym(""),
-            s.frame,
-            s.z,
-        )
-        for s in found.slices
-    )
-    modality = str(
-        pydicom.dcmread(files[0].path, specific_tags=["Modality"], stop_before_pixels=True).get("Modality") or ""
-    )
+        with path.open("rb") as f:
+            return is_picture(f.read(12))
+    except OSError:
+        return False
+
+
+def deidentify(ctx: Context, inputs: Inputs, folder: Path, tell: Tell = _quiet) -> list[Path]:
+    """De-identified copies in ``folder``; what may not pass is left out and counted in ``inputs.skipped``.
+
+    Raises
+    ------
+    QuarantineError
+        Nothing of it may pass; the reason is that of most files.
+    DicomnodeError
+        The disk is full; the picture is damaged, animated or too large.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if inputs.is_picture:
+        target = folder / "0.png"
+        clean_picture(inputs.files[0], target)
+        return [target]
+    subject = ctx.vault.subject_for(*inputs.identity, create=False)
+    refused: dict[str, list[DicomnodeError]] = {}
+    passed: list[Path] = []
+    for start in range(0, len(inputs.files), DEID_BATCH):
+        batch = inputs.files[start : start + DEID_BATCH]
+        tasks = [DeidTask(path, folder / f"{start + n}.dcm", subject) for n, path in enumerate(batch)]
+        for task, outcome in zip(tasks, ctx.deid.run(tasks), strict=True):
+            if isinstance(outcome, StorageFull):
+                raise outcome
+            if isinstance(outcome, DicomnodeError):
+                refused.setdefault(getattr(outcome, "reason", outcome.code), []).append(outcome)
+            else:
+                passed.append(task.dst)
+        tell(Stage.RECEIVED, 0.05 + 0.45 * (start + len(batch)) / len(inputs.files))
+    if not passed:
+        reason, errors = max(refused.items(), key=lambda item: len(item[1]))
+        raise QuarantineError(reason, errors[0].line, place=errors[0].place)
+    for reason, errors in refused.items():
+        inputs.skipped[reason] = inputs.skipped.get(reason, 0) + len(errors)
+    return passed
+
+
+def embed(ctx: Context, inputs: Inputs, cleaned: Sequence[Path]) -> Question:
+    """De-identified files to vectors."""
+    if inputs.is_picture:
+        pixels = prepare_picture(cleaned[0]).pixels
+        said: dict[str, object] = {"kind": "image", "modality": "", "slices": 1, "series": []}
+        one = (SliceRef(PICTURE, PseudoUid(""), PseudoUid(""), Pseudonym("")),)
+        query = QueryStudy(slices=one, vectors=ctx.embedder.embed_images(pixels[None]))
+        return Question(query, one, tuple(cleaned), said)
+    records = {record.uid: (path, record) for path in cleaned for record in (read_record(path),)}
+    _, first = next(iter(records.values()))
+    found = ctx.embedder.embed_study(cleaned)
+    patient = ctx.vault.pseudonym_for(*inputs.identity, create=False)
+    study, modality = ctx.vault.uid(inputs.study_uid), first.modality
+    said = {"kind": "study", "modality": modality, "slices": len(found.slices)}
+    said["series"] = [c.why for c in found.choices]
+    slices = _slices(found, study, patient)
     query = QueryStudy(
-        slices=slices, vectors=np.asarray(found.vectors), patient=patient, study=study, modality=modality
+        slices=slices,
+        vectors=np.asarray(found.vectors),
+        patient=patient,
+        study=study,
+        modality=modality,
     )
-    said = {"kind": "study", "modality": modality, "slices": len(slices), "series": [c.why for c in found.choices]}
-    return _answer(ctx, query, k, text, said)
+    files = tuple(records[s.instance_uid][0] for s in found.slices)
+    return Question(query, slices, files, said, found.why_not or ("" if found.slices else "no slice could be read"))
 
 
-def _answer(ctx: Context, query: QueryStudy, k: int, text: str, said: dict[str, object]) -> Answer:
+def _slices(found: StudyEmbedding, study: PseudoUid, patient: Pseudonym | None) -> tuple[SliceRef, ...]:
+    return tuple(
+        SliceRef(s.instance_uid, s.series_uid, study, patient or Pseudonym(""), s.frame, s.z) for s in found.slices
+    )
+
+
+def search(ctx: Context, question: Question, k: int, text: str = "") -> Answer:
+    """The answer to a question; ``text`` leaves only cases with a finding that holds its words."""
+    said = {**question.said, **({"text": text} if text else {})}
+    if question.why_not:
+        return _not_searchable(ctx, question.why_not, said)
     allow = ctx.catalogue.studies_with_finding(text) if text else None
-    found = ctx.retriever.retrieve(query, k, allow=allow)
+    found = ctx.retriever.retrieve(question.query, k, allow=allow)
     return Answer(
-        query={**said, **({"text": text} if text else {})},
+        query=said,
         model_id=found.model_id,
         verdict=found.verdict,
         cases=found.cases,
@@ -95,6 +230,37 @@ def _answer(ctx: Context, query: QueryStudy, k: int, text: str, said: dict[str, 
     )
 
 
-def _not_searchable(ctx: Context, reason: str) -> Answer:
+def ask(ctx: Context, path: Path, k: int, text: str = "", tell: Tell = _quiet) -> Answer:
+    """Similar cases of a DICOM file, a folder that holds one study, or a plain image.
+
+    The patient is looked up, never created, so that the query's own cases are left out.
+
+    Raises
+    ------
+    InputError
+        If a plain image cannot be read, or a folder holds more than one study or patient.
+    QuarantineError
+        If nothing of it may pass de-identification.
+    """
+    try:
+        inputs = sort_out(list(find_files([path])), ctx.policy.default_issuer)
+    except UploadRefused as exc:
+        if path.is_dir() and exc.reason in ("empty", "no-image"):
+            return _not_searchable(ctx, exc.line, {"slices": 0})
+        raise UploadRefused(exc.reason, exc.line, place=str(path), advice=exc.advice) from None
+    folder = Path(tempfile.mkdtemp(prefix=ASK_PREFIX, dir=ctx.folders.work))
+    try:
+        cleaned = deidentify(ctx, inputs, folder, tell)
+        tell(Stage.DEIDENTIFIED, 0.5)
+        question = embed(ctx, inputs, cleaned)
+        tell(Stage.EMBEDDED, 0.9)
+        answer = search(ctx, question, k, text)
+        tell(Stage.SEARCHED, 1.0)
+        return answer
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _not_searchable(ctx: Context, reason: str, said: dict[str, object]) -> Answer:
     verdict = Verdict(VerdictKind.NOT_SEARCHABLE, None, reason)
-    return Answer(query={"slices": 0}, model_id=ctx.embedder.model_id, verdict=verdict, cases=(), searched=0)
+    return Answer(query=said, model_id=ctx.embedder.model_id, verdict=verdict, cases=(), searched=0)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # every process of the node needs the folders, only a worker 
     from dicomnode.domain import Answer, ModelId, OriginalUid, PseudoUid, SliceRef
     from dicomnode.errors import DicomnodeError
     from dicomnode.index.cases import QueryStudy
-    from dicomnode.models.study import StudyEmbedding
+    from dicomnode.models.study import See, StudyEmbedding
     from dicomnode.scp.spool import Spool
     from dicomnode.telemetry.metrics import Metrics
     from dicomnode.workflow.peers import Destination
@@ -44,7 +44,7 @@ class EmbedPort(Protocol):
     @property
     def model_id(self) -> ModelId: ...
 
-    def embed_study(self, paths: Sequence[Path]) -> StudyEmbedding: ...
+    def embed_study(self, paths: Sequence[Path], see: See | None = None) -> StudyEmbedding: ...
 
     def embed_images(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
 
@@ -57,6 +57,14 @@ class VectorPort(Protocol):
     def has_study(self, study: PseudoUid) -> bool: ...
 
     def remove_study(self, study: PseudoUid) -> int: ...
+
+
+class ThumbnailPort(Protocol):
+    """Small pictures of embedded slices, for the viewer."""
+
+    def put(self, study: PseudoUid, instance: PseudoUid, frame: int, pixels: npt.NDArray[np.uint8]) -> object: ...
+
+    def remove_study(self, study: PseudoUid) -> None: ...
 
 
 class RetrievePort(Protocol):
@@ -127,6 +135,7 @@ class Context:
     vault: Vault
     deid: DeidPort
     objects: ObjectStore
+    thumbnails: ThumbnailPort
     catalogue: Catalogue
     answers: Answers
     quarantine: Quarantine

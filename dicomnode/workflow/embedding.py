@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dicomnode.domain import ModelId
 from dicomnode.models.embedder import Embedder
-from dicomnode.models.study import StudyEmbedding, embed_study
+from dicomnode.models.study import See, StudyEmbedding, embed_study
 
 
 class StudyEmbedder:
@@ -23,9 +23,9 @@ class StudyEmbedder:
     def model_id(self) -> ModelId:
         return self._embedder.model_id
 
-    def embed_study(self, paths: Sequence[Path]) -> StudyEmbedding:
-        """Series choice, key slices and vectors of de-identified files of one study."""
-        return embed_study(paths, self._embedder)
+    def embed_study(self, paths: Sequence[Path], see: See | None = None) -> StudyEmbedding:
+        """Series choice, key slices and vectors of de-identified files of one study; ``see`` gets each slice."""
+        return embed_study(paths, self._embedder, see=see)
 
     def embed_images(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """float32 [n, dim] of prepared images float32 [n, 224, 224] in 0..1."""

@@ -12,11 +12,13 @@ import structlog
 
 from dicomnode.archive.answers import DELIVERED, PENDING
 from dicomnode.scp.schema import JobState
+from dicomnode.workflow.asking import ASK_PREFIX
 from dicomnode.workflow.context import Context
 
 log = structlog.get_logger(__name__)
 
 DAY_S = 86400.0
+ASK_S = 3600.0  # no command asks for longer
 ADVICE = "release ID, to see what is wrong with them, or discard ID"
 
 
@@ -52,8 +54,9 @@ def name_held(ctx: Context) -> int:
 
 
 def expire(ctx: Context, *, keep_days: int, result_days: int, now: float | None = None) -> None:
-    """Remove sent objects after ``keep_days`` and query key slices after ``result_days``."""
+    """Remove sent objects after ``keep_days``, query key slices after ``result_days``, leavings of killed commands."""
     now = time.time() if now is None else now
+    _sweep_asked(ctx, now)
     for result in ctx.answers.results():
         sent = [p for p in (ctx.folders.sent_enhanced(result.id), ctx.folders.sent(result.id)) if p.exists()]
         done = result.delivered if result.state == DELIVERED else None
@@ -68,3 +71,13 @@ def expire(ctx: Context, *, keep_days: int, result_days: int, now: float | None 
         path.unlink(missing_ok=True)
         if path.parent.is_dir() and not any(path.parent.iterdir()):
             path.parent.rmdir()
+
+
+def _sweep_asked(ctx: Context, now: float) -> None:
+    for folder in ctx.folders.work.glob(f"{ASK_PREFIX}*"):
+        try:
+            old = now - folder.stat().st_mtime > ASK_S
+        except FileNotFoundError:  # its command has just ended
+            continue
+        if old:
+            shutil.rmtree(folder, ignore_errors=True)

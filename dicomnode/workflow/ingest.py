@@ -200,7 +200,8 @@ def _add_study(ctx: Context, study_uid: str, files: Sequence[_File], added: Adde
         if not records:
             return
         archive_records(ctx, records, source="index-add")
-        embed_paths(ctx, [ctx.objects.path(k.path) for k in ctx.catalogue.known_instances(study)], folder)
+        paths = [ctx.objects.path(k.path) for k in ctx.catalogue.known_instances(study)]
+        embed_paths(ctx, paths, folder, study)
         added.vectors += index_folder(ctx, folder, study, records[0][1].patient)
         added.studies += 1
         added.instances += len(records)
@@ -237,6 +238,7 @@ def remove_study(ctx: Context, study: PseudoUid) -> bool:
     ctx.vectors.remove_study(study)
     there = ctx.catalogue.remove_study(study)
     ctx.objects.remove_study(study)
+    ctx.thumbnails.remove_study(study)
     if there:
         ctx.catalogue.note(study, "removed", {})
     return there

@@ -130,6 +130,8 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
             records.append((target, read_record(target)))
             refs.append(SliceRef(instance, series, study, pseudonym))
         archive_records(ctx, records, source="labels")
+        for ref, (*_, picture) in zip(refs, pictures, strict=True):
+            ctx.thumbnails.put(study, ref.instance, ref.frame, picture)
         images = np.stack([picture_pixels(Image.fromarray(p)) for *_, p in pictures])
         added.vectors += ctx.vectors.add(refs, ctx.embedder.embed_images(images))
     finally:

@@ -39,6 +39,9 @@ def backoff_s(attempts: int) -> float:
     return float(min(FIRST_BACKOFF_S * 2 ** min(attempts, 16), MAX_BACKOFF_S))
 
 
+WAITS = tuple(backoff_s(n) for n in range(9))  # as far as they differ
+
+
 class Outbox:
     """The results that wait for delivery.
 
@@ -77,7 +80,7 @@ class Outbox:
         changed = self._changes.since_last()
         if self._at_rest and not changed:
             return
-        due = sorted(self._answers.due(time.time(), 2 * MAX_BACKOFF_S), key=lambda r: r.destination)
+        due = sorted(self._answers.due(time.time(), WAITS), key=lambda r: r.destination)
         for name, results in groupby(due, key=lambda r: r.destination):
             if name not in self._busy:
                 self._busy[name] = self._pool.submit(self._deliver, name, list(results))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A peer as a receiver of results. ``objects``: kinds it wants ("sr", "contact-sheet")."""
+    """A peer as a receiver of results. ``objects``: kinds it wants ("sr", "contact-sheet", "pdf")."""
 
     name: str
     ae_title: str

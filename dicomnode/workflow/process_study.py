@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +117,7 @@ def archive_records(ctx: Context, records: Sequence[tuple[Path, InstanceRecord]]
             stored.append(StoredInstance(record, ctx.objects.put(path, record.study_uid, record.uid), digest))
     if any(s.record.uid in known for s in stored):
         ctx.vectors.remove_study(study)
+        ctx.thumbnails.remove_study(study)
     ctx.catalogue.add_study(stored, source=source)
     ctx.catalogue.note(study, "deidentified", {"recipe": ctx.policy.recipe, "instances": len(records)})
 
@@ -126,15 +127,24 @@ def embed(ctx: Context, job_id: int) -> None:
     job = ctx.spool.job(job_id)
     records = _staged(ctx, job_id)
     paths = [path for path, _ in records]
+    study = None
     if job.role.keeps and records:  # late images are read together with what the archive has of the study
         study = records[0][1].study_uid
         paths = [ctx.objects.path(k.path) for k in ctx.catalogue.known_instances(study)]
-    embed_paths(ctx, paths, ctx.folders.job(job_id))
+    embed_paths(ctx, paths, ctx.folders.job(job_id), study)
 
 
-def embed_paths(ctx: Context, paths: Sequence[Path], folder: Path) -> None:
-    """Embed de-identified files of one study; writes ``embedding.npz`` and ``choices.json``."""
-    found = ctx.embedder.embed_study(paths)
+def embed_paths(ctx: Context, paths: Sequence[Path], folder: Path, study: PseudoUid | None) -> None:
+    """Embed de-identified files of one study; writes ``embedding.npz`` and ``choices.json``.
+
+    ``study``: of the repository, where thumbnails of its key slices are kept; None: nothing is kept.
+    """
+
+    def see(instance: PseudoUid, frame: int, pixels: np.ndarray) -> None:
+        if study is not None:
+            ctx.thumbnails.put(study, instance, frame, np.rint(pixels * 255).astype(np.uint8))
+
+    found = ctx.embedder.embed_study(paths, see)
     rows = [(s.instance_uid, s.series_uid, s.frame, s.z) for s in found.slices]
     part = folder / (EMBEDDING + ".part")
     with part.open("wb") as f:
@@ -214,7 +224,7 @@ def _compute(
         # Role "query" keeps no objects: what the study had before is known by the key slices of its last answer.
         new = {s.instance for s in slices}
         kept = [s for s in ctx.answers.slices(earlier.id) if s.instance_uid not in new]
-        slices = [*slices, *(SliceRef(s.instance_uid, PseudoUid(""), study, patient, s.frame) for s in kept)]
+        slices = [*slices, *(SliceRef(s.instance_uid, PseudoUid(""), study, patient, s.frame, s.z) for s in kept)]
         vectors = np.concatenate([vectors, *(s.vector[None] for s in kept)]) if kept else vectors
     modality = records[0][1].modality
     said = {"modality": modality, "slices": len(slices), "series": [c["why"] for c in choices["chosen"]]}
@@ -236,7 +246,8 @@ def _compute(
         answer = Answer(query=said, model_id=ModelId(choices["model_id"]), verdict=verdict, cases=(), searched=0)
     ctx.metrics.verdict(answer.verdict.kind.value)
     kept_slices = _keep_slices(ctx, study, records, slices, vectors)
-    stored = ctx.answers.add(study, instances, answer, role=job.role, slices=kept_slices)
+    whose = patient if ctx.vault.knows(patient) else None  # a passing pseudonym of role "query" is nobody's
+    stored = ctx.answers.add(study, instances, answer, role=job.role, slices=kept_slices, patient=whose)
     ctx.catalogue.note(study, "answered", {"answer": stored.id, "verdict": answer.verdict.kind.value})
     return stored
 
@@ -262,7 +273,7 @@ def _keep_slices(
             part.unlink(missing_ok=True)
             _link_or_copy(source, part)
             part.replace(target)
-        kept.append(QuerySlice(ref.instance, ref.frame, relative, vector))
+        kept.append(QuerySlice(ref.instance, ref.frame, relative, vector, ref.z))
     return kept
 
 
@@ -292,6 +303,8 @@ def report(ctx: Context, job_id: int) -> None:
         ctx.answers.set_accession(stored.id, ctx.vault.keyed_hash("accession", accession))
     predecessor = None if stored.predecessor_id is None else ctx.answers.by_id(stored.predecessor_id)
     started = ctx.answers.first_created(stored.study_uid)
+    # Asked before anything is written: a first object may be delivered while the next one is built.
+    came_again = [r.id for r in ctx.answers.results(answer_id=stored.id) if r.state != PENDING]
     for destination in destinations_for(job.calling, ctx.destinations):
         for kind in result_kinds(destination.objects):
             result_id = ctx.answers.add_result(stored.id, kind, destination.name)
@@ -302,17 +315,17 @@ def report(ctx: Context, job_id: int) -> None:
                 enhanced = ctx.reporter.build(SR_ENHANCED, header, stored, images, predecessor, started)
                 _write_durable(ctx.folders.sent_enhanced(result_id), enhanced)
             _write_durable(target, ctx.reporter.build(kind, header, stored, images, predecessor, started))
-    _send_again(ctx, stored)
+    _send_again(ctx, stored, came_again)
 
 
-def _send_again(ctx: Context, stored: StoredAnswer) -> None:
+def _send_again(ctx: Context, stored: StoredAnswer, came_again: Collection[int]) -> None:
     """The same study came again: results that were delivered or had failed are sent once more.
 
     A PACS whose routing rule does not skip our reports sends the study back for each of them: after a few rounds
     such a loop is held down to one round in ``LOOP_PAUSE_S``.
     """
     for result in ctx.answers.results(answer_id=stored.id):
-        if result.state == PENDING or not ctx.folders.sent(result.id).exists():
+        if result.id not in came_again or result.state == PENDING or not ctx.folders.sent(result.id).exists():
             continue
         recent = result.delivered is not None and time.time() - result.delivered < LOOP_PAUSE_S
         if result.resends >= LOOP_ROUNDS and recent:

@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "node": EVERYTHING,
     "serving": EVERYTHING,
     "doctor": EVERYTHING,
+    "webside": EVERYTHING,
     "scp": {"archive", "config", "telemetry"},
     "scu": {"archive", "config"},
     "deid": {"config"},

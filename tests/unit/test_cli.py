@@ -460,10 +460,14 @@ class TestRepositoryCommands:
         assert run("index", "add", tmp_path / "studies", "--config", settings).code == 0
         node = Node(load_settings(settings))
         (one, patient, _), (two, _, _) = node.catalogue.study_sources()
+        thumbnails = tmp_path / "var" / "thumbnails"
+        assert len(list(thumbnails.rglob("*.webp"))) == 2
         assert run("index", "exclude", "--patient", patient, "--config", settings).code == 0
+        assert len(list(thumbnails.rglob("*.webp"))) == 1
         assert run("index", "remove", "--study", two, "--config", settings).code == 0
         status = run("index", "status", "--json", "--config", settings).json()
         assert (status["studies"], status["excluded_patients"]) == (1, 1)
+        assert not list(thumbnails.rglob("*.webp"))
         trail = "".join(p.read_text() for p in (tmp_path / "var" / "audit").iterdir())
         assert "case-excluded" in trail
         assert "case-removed" in trail

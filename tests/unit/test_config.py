@@ -57,6 +57,13 @@ class TestSettings:
             ("[nonsense]\na = 1\n", "[nonsense]"),
             ("[dicom]\nport = 'x'\n", "[dicom] port"),
             ("[web]\nhost = '0.0.0.0'\n", "[web]"),
+            ("[web]\nhost = '0.0.0.0'\nauth = {method = 'users'}\n", "public_url"),
+            ("[web]\nauth = {method = 'users', sesion_hours = 1}\n", "[web] auth.sesion_hours"),
+            ("[web]\nauth = {method = 'ldap'}\n", "[web] auth.method"),
+            ("[web]\nauth = {links = 'open'}\n", "[web] auth"),
+            ("[web]\nauth = {method = 'users', links = 'everybody'}\n", "[web] auth.links"),
+            ("[web]\nauth = {method = 'users', session_hours = 0}\n", "[web] auth.session_hours"),
+            ("[web]\nauth = 'users'\n", "[web] auth"),
             ("[deid]\noptions = ['clean-everything']\n", "clean-everything"),
             (
                 "[deid]\noptions = ['retain-longitudinal-full-dates', 'retain-longitudinal-modified-dates']\n",
@@ -87,3 +94,23 @@ class TestSettings:
     def test_secrets_are_masked(self, tmp_path: Path) -> None:
         s = load_settings(write(tmp_path, "[database]\nurl = 'postgresql://u:secret@h/db'\n"))
         assert "secret" not in str(s.masked())
+
+
+@pytest.mark.usefixtures("no_settings_from_outside")
+class TestSignIn:
+    def test_is_off_where_nothing_is_said_and_where_the_table_is_empty(self, tmp_path: Path) -> None:
+        assert load_settings(write(tmp_path, "[web]\nauth = {}\n")).web.auth.method == ""
+        assert load_settings(write(tmp_path, "")).web.auth.method == ""
+
+    def test_lets_the_node_listen_on_a_network_under_a_public_name(self, tmp_path: Path) -> None:
+        text = "[web]\nhost = '0.0.0.0'\npublic_url = 'https://cases.hospital.example'\nauth = {method = 'users'}\n"
+        web = load_settings(write(tmp_path, text)).web
+        assert (web.auth.method, web.auth.links, web.auth.session_hours) == ("users", "sign-in", 12)
+
+    def test_can_be_set_in_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DICOMNODE__WEB__AUTH", '{"method": "users", "links": "open"}')
+        assert load_settings().web.auth.links == "open"
+
+    def test_holds_no_secret_and_is_shown_whole(self, tmp_path: Path) -> None:
+        shown = load_settings(write(tmp_path, "[web]\nauth = {method = 'users'}\n")).masked()
+        assert shown["web"]["auth"] == {"method": "users", "links": "sign-in", "session_hours": 12}

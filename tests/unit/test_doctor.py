@@ -55,6 +55,22 @@ def test_a_node_before_its_first_start_has_nothing_to_mend_and_examining_makes_n
     assert not node.data_dir.exists()
 
 
+def test_sign_in_without_a_user_is_told_with_the_command_that_adds_one(make_node, tmp_path):
+    node = make_node(tmp_path, web={"auth": {"method": "users"}})
+    found = one(node, "sign-in")
+    assert (found.state, found.advice) == (State.WARN, "dicomnode user add NAME --admin")
+    assert not node.data_dir.exists()
+    node.users.add("anna", "correct horse battery")
+    assert one(node, "sign-in").state is State.OK
+
+
+def test_passwords_that_would_cross_a_network_in_clear_are_told(make_node, tmp_path):
+    web = {"auth": {"method": "users"}, "host": "0.0.0.0", "public_url": "http://cases.hospital.example"}
+    node = make_node(tmp_path, web=web)
+    node.users.add("anna", "correct horse battery")
+    assert "TLS" in one(node, "sign-in").advice
+
+
 def test_a_data_folder_where_a_file_stands_is_named(make_node, tmp_path):
     (tmp_path / "file").write_text("")
     found = failure(make_node(tmp_path / "file"), "data_dir")

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dicomnode.telemetry import audit, logging
 from dicomnode.telemetry.metrics import (
+    FILE_BYTES,
     METRICS,
     OTHER,
     QUARANTINE_REASONS,
@@ -135,3 +136,15 @@ def test_every_reason_and_step_that_the_node_has_is_a_label_of_its_own():
     documented = re.findall(r"^\| `([a-z-]+)`", (ROOT / "docs" / "quarantine.md").read_text("utf-8"), re.MULTILINE)
     assert set(documented) <= set(QUARANTINE_REASONS)
     assert {name for name, _ in process_study.STEPS} <= set(STEPS)
+
+
+def test_all_series_fit_into_the_room_that_is_taken_before_they_are_mapped(tmp_path):
+    """A file that has to grow while the disk is full would end the process."""
+    process = multiprocessing.get_context("spawn").Process(target=_count_in_a_process, args=(tmp_path,))
+    process.start()
+    process.join()
+    files = list(tmp_path.glob("*.db"))
+    assert len(files) == 3
+    for file in files:
+        assert file.stat().st_size == FILE_BYTES
+        assert 2 * int.from_bytes(file.read_bytes()[:4], "little") < FILE_BYTES

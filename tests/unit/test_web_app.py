@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -24,6 +25,7 @@ from dicomnode.web.app import create_app
 from dicomnode.web.options import WebOptions
 from dicomnode.web.security import CONTENT_SECURITY_POLICY
 
+NOT_BUILT = Path("/nonexistent")  # without the viewer its pages are those here
 TOKEN = "0123456789abcdef0123456789abcdef"
 NOTICE = "Similar image of another patient, not a diagnosis"
 QUERY_INSTANCE, QUERY_SERIES = "2.25.777000777", "2.25.888000888"
@@ -61,7 +63,7 @@ class Services:
     def readiness(self):
         return self.states
 
-    def answer(self, token):
+    def answer(self, token, actor):
         self.opened += 1
         found = self.answers.get(token[:4].rstrip("-"))
         if isinstance(found, Exception):
@@ -77,7 +79,7 @@ class Services:
 
 
 def client(services=None, **options):
-    app = create_app(services or Services(), WebOptions(**options))
+    app = create_app(services or Services(), WebOptions(viewer=NOT_BUILT, **options))
     return TestClient(app, base_url="http://127.0.0.1:8080", raise_server_exceptions=False)
 
 
@@ -306,7 +308,7 @@ def test_every_response_carries_the_security_headers(path):
 def test_a_problem_is_told_as_rfc_9457_says():
     response = client().get("/nothing")
     assert response.headers["content-type"] == "application/problem+json"
-    assert response.json() == {"type": "about:blank", "title": "Not Found", "status": 404, "code": "http"}
+    assert response.json() == {"type": "about:blank", "title": "Not Found", "status": 404, "code": "not-found"}
     assert client().post("/healthz").status_code == 405
 
 
@@ -324,7 +326,7 @@ def test_a_fault_is_told_without_its_text():
 
 def test_an_error_of_ours_gives_its_status_code_and_line():
     services = Services(boom=IndexCorrupt("segment 3 does not match its checksum"))
-    services.metrics = lambda: services.answer("boom")
+    services.metrics = lambda: services.answer("boom", "local")
     response = client(services).get("/metrics")
     assert (response.status_code, response.json()["code"]) == (503, "index-corrupt")
     assert response.json()["detail"] == "segment 3 does not match its checksum"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
+from dicomnode.config import Auth
 from dicomnode.errors import SettingsError
 from dicomnode.web.app import create_app
 from dicomnode.web.options import WebOptions
@@ -15,7 +16,7 @@ class Services:
     def readiness(self):
         return {}
 
-    def answer(self, token):
+    def answer(self, token, actor):
         return None
 
     def thumbnail(self, token, instance_uid):
@@ -88,7 +89,7 @@ def test_loopback_hosts_start(host):
 
 def test_a_sign_in_that_cannot_be_asked_for_is_never_left_out_silently():
     with pytest.raises(SettingsError, match=r"\[web\] auth"):
-        WebOptions(auth={"kind": "password"}).check()
+        create_app(Services(), WebOptions(auth=Auth(method="users")))
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "cases.hospital.example", "https://"])

@@ -8,10 +8,10 @@ from PIL import Image
 from workflow_samples import files, rows
 
 from dicomnode.domain import VerdictKind
-from dicomnode.errors import InputError, UsageError
+from dicomnode.errors import InputError, QuarantineError, UsageError
 from dicomnode.node import Node
 from dicomnode.testing import sample_repository, sample_study, write_study
-from dicomnode.workflow.asking import ask
+from dicomnode.workflow.asking import Stage, ask
 from dicomnode.workflow.ingest import add_paths
 
 CASES = 4
@@ -112,3 +112,34 @@ def test_what_is_no_picture_is_an_input_error_and_what_is_not_there_a_usage_erro
         ask(node.context, tmp_path / "a.png", 10)
     with pytest.raises(UsageError):
         ask(node.context, tmp_path / "absent", 10)
+
+
+def test_what_may_show_text_is_refused_as_a_received_study_is(node, tmp_path):
+    images = sample_study(2, matrix=64, SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
+    with pytest.raises(QuarantineError) as caught:
+        ask(node.context, write_study(images, tmp_path)[0].parent, 10)
+    assert caught.value.reason == "burned-in"
+
+
+def test_a_screenshot_in_a_study_does_not_cost_it_its_answer(node, tmp_path):
+    write_study(sample_study(2, matrix=64, patient_id="ASKING", seed=60), tmp_path / "a")
+    screen = sample_study(1, matrix=64, patient_id="ASKING", seed=60, BurnedInAnnotation="YES")
+    screen[0].SOPInstanceUID = "2.25.77"
+    write_study(screen, tmp_path / "b")
+    assert ask(node.context, tmp_path, 10).query["slices"] == 2
+
+
+def test_each_stage_is_told_in_order(node, tmp_path):
+    write_study(sample_study(2, matrix=64, patient_id="ASKING", seed=60), tmp_path)
+    told = []
+    ask(node.context, tmp_path, 10, tell=lambda stage, progress: told.append((list(Stage).index(stage), progress)))
+    assert told == sorted(told)
+    assert {stage for stage, _ in told} == {0, 1, 2, 3}
+    assert all(0 < progress <= 1 for _, progress in told)
+
+
+def test_a_folder_with_several_pictures_is_refused(node, tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.effect_noise((40, 40), 60).save(tmp_path / name)
+    with pytest.raises(InputError, match="2 pictures"):
+        ask(node.context, tmp_path, 10)

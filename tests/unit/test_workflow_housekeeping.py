@@ -10,7 +10,8 @@ from workflow_samples import job_of, process
 from dicomnode.domain import Role
 from dicomnode.scp.schema import JobState
 from dicomnode.testing import Pacs, free_port, sample_repository, sample_study
-from dicomnode.workflow.housekeeping import DAY_S, close_jobs, expire, name_held
+from dicomnode.workflow.asking import ASK_PREFIX
+from dicomnode.workflow.housekeeping import ASK_S, DAY_S, close_jobs, expire, name_held
 from dicomnode.workflow.ingest import add_paths
 
 
@@ -111,3 +112,13 @@ def test_a_held_job_without_an_item_gets_one_and_only_one(node):
     assert name_held(node.context) == 0
     (item,) = node.quarantine.items()
     assert (item.reason, item.job_id) == ("burned-in", job)
+
+
+def test_what_a_killed_query_left_is_deleted_after_an_hour(node):
+    left = node.folders.work / f"{ASK_PREFIX}killed"
+    left.mkdir()
+    (left / "0.dcm").write_bytes(b"x")
+    expire(node.context, keep_days=7, result_days=30, now=time.time() + 0.9 * ASK_S)
+    assert left.exists()
+    expire(node.context, keep_days=7, result_days=30, now=time.time() + 1.1 * ASK_S)
+    assert not left.exists()

@@ -106,6 +106,7 @@ class TestRoles:
         slices = node.answers.slices(answer_of(node, job).id)
         assert len(slices) == 2  # the key slices, outside the index, for the page
         assert all((node.folders.results / s.path).is_file() for s in slices)
+        assert answer_of(node, job).patient is None  # the vault knows nobody of this name
 
     def test_a_query_of_a_known_patient_leaves_that_patient_out(self, node, patients):
         patient = next(patients)
@@ -116,6 +117,7 @@ class TestRoles:
         mine = node.vault.pseudonym_for("", patient, create=False)
         assert mine is not None
         assert mine not in {c.subject for c in answer_of(node, job).answer.cases}
+        assert answer_of(node, job).patient == mine
 
     def test_index_keeps_the_study_and_answers_nobody(self, node, patients):
         images = study(next(patients))
@@ -170,6 +172,23 @@ class TestTheSameStudyAgain:
         assert (a.InstanceNumber, b.InstanceNumber) == (1, 2)
         named = b.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
         assert named.ReferencedSOPInstanceUID == a.SOPInstanceUID
+
+    def test_an_object_delivered_while_the_next_one_is_built_is_not_sent_twice(self, make_node, tmp_path, patients):
+        node = make_node(tmp_path, Pacs(port=free_port()), report={"objects": ["sr", "contact-sheet"]})
+        job = job_of(node, study(next(patients)))
+        process(node, job, STEP_NAMES[:-1])
+
+        class Delivering:
+            """Builds as the node does, and has delivered at once whatever lies in the outbox."""
+
+            def build(self, *args):
+                for result in results_of(node, job):
+                    if node.folders.sent(result.id).exists():
+                        node.answers.mark_delivered(result.id)
+                return node.reporter.build(*args)
+
+        report(replace(node.context, reporter=Delivering()), job)
+        assert [(r.state, r.resends) for r in results_of(node, job)] == [(DELIVERED, 0), (PENDING, 0)]
 
 
 class TestQuarantine:

@@ -13,14 +13,14 @@ from dicomnode.node import Node
 from dicomnode.testing import Pacs, free_port, sample_repository, sample_study
 from dicomnode.workflow.ingest import add_paths
 from dicomnode.workflow.process_study import _query_images
-from dicomnode.workflow.reporting import CONTACT_SHEET, SR, SR_ENHANCED, read_header, result_kinds
+from dicomnode.workflow.reporting import CONTACT_SHEET, PDF, SR, SR_ENHANCED, read_header, result_kinds, tiles_of
 
 
 @pytest.fixture(scope="module")
 def answered(make_node, tmp_path_factory):
     """(node, job) of an answered study."""
     folder = tmp_path_factory.mktemp("node")
-    node = make_node(folder, Pacs(port=free_port()), report={"objects": ["sr", "contact-sheet"]})
+    node = make_node(folder, Pacs(port=free_port()), report={"objects": ["pdf", "sr", "contact-sheet"]})
     add_paths(node.context, [sample_repository(folder / "studies", 2, slices=2, matrix=64).parent])
     job = job_of(node, sample_study(2, matrix=64, patient_id="ASKING", name="Doe^Jane", seed=50))
     process(node, job)
@@ -35,7 +35,7 @@ def build(node: Node, job: int, kind: str) -> bytes:
     return node.reporter.build(kind, read_header(images[0].path), stored, images, None, started)
 
 
-@pytest.mark.parametrize("kind", [SR, SR_ENHANCED, CONTACT_SHEET])
+@pytest.mark.parametrize("kind", [SR, SR_ENHANCED, CONTACT_SHEET, PDF])
 def test_an_object_built_again_has_the_same_bytes(answered, kind):
     node, job = answered
     assert build(node, job, kind) == build(Node(node.settings), job, kind)
@@ -44,7 +44,7 @@ def test_an_object_built_again_has_the_same_bytes(answered, kind):
 def test_what_lies_in_the_outbox_is_what_would_be_built_again(answered):
     node, job = answered
     results = node.answers.results(answer_id=node.spool.job(job).answer_id)
-    assert [r.kind for r in results] == [SR, CONTACT_SHEET]
+    assert [r.kind for r in results] == [SR, CONTACT_SHEET, PDF]  # in the order they are sent
     for result in results:
         assert node.folders.sent(result.id).read_bytes() == build(node, job, result.kind)
     assert node.folders.sent_enhanced(results[0].id).read_bytes() == build(node, job, SR_ENHANCED)
@@ -52,9 +52,11 @@ def test_what_lies_in_the_outbox_is_what_would_be_built_again(answered):
 
 def test_the_objects_of_an_answer_have_uids_and_series_of_their_own(answered):
     node, job = answered
-    objects = {kind: dcmread(io.BytesIO(build(node, job, kind))) for kind in (SR, SR_ENHANCED, CONTACT_SHEET)}
-    assert len({ds.SOPInstanceUID for ds in objects.values()}) == 3
-    assert [int(objects[k].SeriesNumber) for k in (SR, SR_ENHANCED, CONTACT_SHEET)] == [9901, 9901, 9910]
+    kinds = (SR, SR_ENHANCED, CONTACT_SHEET, PDF)
+    objects = {kind: dcmread(io.BytesIO(build(node, job, kind))) for kind in kinds}
+    assert len({ds.SOPInstanceUID for ds in objects.values()}) == 4
+    assert [int(objects[k].SeriesNumber) for k in kinds] == [9901, 9901, 9910, 9912]
+    assert len({ds.SeriesInstanceUID for ds in objects.values()}) == 3
     for ds in objects.values():
         assert (ds.PatientName, ds.PatientID) == ("Doe^Jane", "ASKING")
 
@@ -80,11 +82,22 @@ def test_another_site_derives_other_uids(answered, make_node, tmp_path):
         (("sr",), (SR,)),
         (("contact-sheet", "sr"), (SR, CONTACT_SHEET)),
         (("contact-sheet",), (CONTACT_SHEET,)),
+        (("pdf", "contact-sheet", "sr"), (SR, CONTACT_SHEET, PDF)),
         ((), (SR,)),
     ],
 )
 def test_a_destination_gets_the_kinds_it_takes_and_a_report_where_it_names_none(objects, kinds):
     assert result_kinds(objects) == kinds
+
+
+def test_the_tiles_of_an_answer_need_no_identified_header_and_read_no_more_pictures_than_are_drawn(answered):
+    node, job = answered
+    answer = node.answers.by_id(node.spool.job(job).answer_id).answer
+    tiles = tiles_of(answer, node.query_picture, node.case_picture)
+    assert set(tiles.cases) == {case.rank for case in answer.cases}
+    assert tiles.query
+    assert all(tile.image is None for tile in tiles.query)
+    assert set(tiles_of(answer, node.query_picture, node.case_picture, limit=1).cases) == {1}
 
 
 @pytest.mark.filterwarnings("ignore")  # of pydicom, about the damage
