@@ -20,7 +20,9 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("The node at rest", ("node.py",)),
     ("De-identification", ("deid_speed.py",)),
     ("Receiving", ("receive.py",)),
+    ("Contact sheet and PDF", ("sheet.py",)),
     ("Index", ("index.py",)),
+    ("Viewer", ("viewer.py",)),
 )
 
 

@@ -23,6 +23,8 @@ from dicomnode.testing import Pacs, RunningNode, Workstation, sample_repository,
 pytestmark = pytest.mark.integration
 
 COMPREHENSIVE, ENHANCED, CAPTURE = "Comprehensive SR Storage", "Enhanced SR Storage", "Secondary Capture Image Storage"
+DOCUMENT = "Encapsulated PDF Storage"
+OBJECTS = ("pdf", "contact-sheet", "sr")
 
 
 @dataclass
@@ -60,7 +62,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     base = tmp_path_factory.mktemp("site")
     findings = sample_repository(base / "repository", 4, slices=4, matrix=64)
     with Pacs() as pacs, Pacs("VIEWER") as viewer, Pacs("OLD", sop_classes=[EnhancedSRStorage]) as old:
-        others = peer("viewer", "VIEWER", viewer.port, objects=("sr", "contact-sheet")) + peer("old", "OLD", old.port)
+        others = peer("viewer", "VIEWER", viewer.port, objects=OBJECTS) + peer("old", "OLD", old.port)
         with RunningNode(base / "node", pacs, quiet_s=0.5, receivers=1, sections=others) as node:
             added = node.run("index", "add", base / "repository", "--findings", findings)
             assert added.returncode == 0, added.stderr
@@ -88,13 +90,18 @@ def test_results_go_to_all_peers_that_take_them_where_the_caller_takes_none(site
     kinds = {
         pacs.ae_title: [ds.SOPClassUID.name for ds in pacs.datasets()] for pacs in (site.pacs, site.viewer, site.old)
     }
-    assert kinds == {"PACS": [COMPREHENSIVE], "VIEWER": [COMPREHENSIVE, CAPTURE], "OLD": [ENHANCED]}
+    assert kinds == {"PACS": [COMPREHENSIVE], "VIEWER": [COMPREHENSIVE, CAPTURE, DOCUMENT], "OLD": [ENHANCED]}
 
 
-def test_a_contact_sheet_goes_only_where_it_is_asked_for(site: Site):
-    (sheet,) = [ds for ds in site.viewer.datasets() if ds.SOPClassUID.name == CAPTURE][:1]
-    assert sheet.SeriesNumber == 9910
-    assert sheet.StudyInstanceUID == site.viewer.datasets()[0].StudyInstanceUID
+def test_a_contact_sheet_and_a_pdf_go_only_where_they_are_asked_for(site: Site):
+    report, sheet, document = site.viewer.datasets()[:3]
+    assert (sheet.SeriesNumber, document.SeriesNumber) == (9910, 9912)
+    assert sheet.StudyInstanceUID == document.StudyInstanceUID == report.StudyInstanceUID
+    link = next(
+        item.TextValue for item in report.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "DN-005"
+    )
+    assert f"/URI ({link})".encode() in document.EncapsulatedDocument
+    assert f"/URI ({link}#case=1)".encode() in document.EncapsulatedDocument
     assert all(ds.Modality == "SR" for ds in [*site.pacs.datasets(), *site.old.datasets()])
 
 
@@ -126,6 +133,20 @@ def test_the_same_study_sent_again_gets_the_same_bytes_from_the_stored_answer(si
     pseudo = parts.vault.uid(images[0].StudyInstanceUID)
     assert parts.answers.latest(pseudo).instance_number == 1  # type: ignore[union-attr]
     assert site.originals(study) == 0
+
+
+def test_every_kind_of_object_is_sent_again_byte_for_byte(site: Site):
+    images = sample_study(4, seed=713, patient_id="AGAIN-ALL", matrix=64)
+    sent = len(site.viewer.received)
+    site.send(images, calling="VIEWER")
+    first = wait_for(
+        "three objects", lambda: site.viewer.received[sent : sent + len(OBJECTS)][2:] and site.viewer.received[sent:]
+    )
+    settled(site.node)
+    site.send(images, calling="VIEWER")
+    again = wait_for("them again", lambda: site.viewer.received[sent + 3 :][2:] and site.viewer.received[sent + 3 :])
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in first]
+    settled(site.node)
 
 
 def test_late_images_make_a_new_report_that_names_the_one_before(site: Site):

@@ -107,7 +107,7 @@ def elsewhere(sent: Sent) -> dict[str, bytes]:
     for result in node.json("results", "list")["results"]:
         shown = node.json("results", "show", str(result["id"]))
         told[f"results show {result['id']}"] = json.dumps(shown, ensure_ascii=False).encode()
-        status, told[f"page of result {result['id']}"] = node.get("/v/r/" + shown["link"].rsplit("/", 1)[1])
+        status, told[f"page of result {result['id']}"] = node.get(f"/v/r/{shown['link'].rsplit('/', 1)[1]}/plain")
         assert status == 200
     identified = node.var / "identified"
     files = [p for p in node.folder.rglob("*") if p.is_file() and identified not in p.parents]  # after what they tell

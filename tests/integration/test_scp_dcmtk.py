@@ -390,7 +390,12 @@ def test_a_client_without_a_certificate_is_refused_where_one_is_required(tmp_pat
 
 def test_the_benchmark_runs(tmp_path):
     script = Path(__file__).parents[2] / "benchmarks" / "receive.py"
-    arguments = ["--files", "8", "--many", "0", "--large-mb", "2", "--receivers", "1"]
+    arguments = ["--files", "8", "--rounds", "1", "--many", "0", "--large-mb", "2", "--receivers", "1"]
     done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n|") == 4
+    names = ["dicomnode", "storescp --fork", *(["Orthanc"] if shutil.which("Orthanc") else [])]
+    for name in names:
+        for associations in (1, 4):
+            assert re.search(rf"^\| {name} \| {associations} \| \*\*\d+\*\*", done.stdout, re.MULTILINE)
+    assert "files/s written and fdatasynced" in done.stdout
+    assert "| one object of 2 MB |" in done.stdout

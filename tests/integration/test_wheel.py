@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ INSIDE = (
     "dicomnode/archive/migrations/versions/0001_first_tables.py",
     "dicomnode/web/templates/answer.html",
     "dicomnode/web/static/page.css",
+    "dicomnode/web/viewer/index.html",
 )
 MAX_BYTES = 30_000_000  # the pack may have 25 MB
 
@@ -91,6 +93,18 @@ def test_the_wheel_holds_pack_recipe_templates_migrations_and_settings(wheel):
     assert [name for name in INSIDE if name not in names] == []
     assert [name for name in names if name.startswith(("tests", "benchmarks", "docs"))] == []
     assert wheel.stat().st_size < MAX_BYTES
+
+
+def test_the_wheel_holds_the_viewer_and_each_file_its_page_names(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        page = archive.read("dicomnode/web/viewer/index.html").decode()
+    asked = re.findall(r'(?:src|href)="/v/([^"]+)"', page)
+    assert [name for name in asked if f"dicomnode/web/viewer/{name}" not in names] == []
+    assert {Path(name).suffix for name in asked} >= {".js", ".css"}
+    assert [n for n in names if n.startswith("dicomnode/web/viewer/assets/worker-")] != []
+    assert "<style" not in page
+    assert re.findall(r"<script(?![^>]*src=)", page) == []
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """``python -m tests.soak [CAMPAIGN ...] [--rounds N] [--seed S] [--folder F]``: long campaigns on a real node.
 
-Campaigns: kill, full-disk, flapping, associations. Seeded and resumable: a campaign goes on after its last passed
-round; ``FOLDER/CAMPAIGN`` holds its state and its log. Exit 1 where a promise of the node was not kept.
+Seeded and resumable: a campaign goes on after its last passed round; ``FOLDER/CAMPAIGN`` holds its state and its log,
+``FOLDER/summary.md`` a table of all. ``--page`` also puts the table into docs/endurance.md; ``--only-summary`` plays
+nothing. Exit 1 where a promise of the node was not kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +16,30 @@ from typing import Any
 
 from .associations import AssociationsCampaign
 from .campaign import Broken
+from .clock import STEPS_S, ClockCampaign
 from .flapping import FlappingCampaign
 from .full_disk import FullDiskCampaign
+from .in_a_row import InARowCampaign
 from .kill import KillCampaign
+from .orthanc import OrthancCampaign
+from .pacs_down import PacsDownCampaign
+from .silent import KINDS as SILENT_KINDS
+from .silent import SilentCampaign
+from .summary import summary, write_page
 
-FOLDER = Path(__file__).parents[2] / ".cache" / "soak"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".cache" / "soak"
+PAGE = ROOT / "docs" / "endurance.md"
 CAMPAIGNS: dict[str, tuple[Callable[[Path, int], Any], int]] = {  # and the rounds of a usual night
-    "kill": (KillCampaign, 25),
-    "full-disk": (FullDiskCampaign, 3),
+    "kill": (KillCampaign, 200),
+    "full-disk": (FullDiskCampaign, 50),
     "flapping": (FlappingCampaign, 3),
+    "pacs-down": (PacsDownCampaign, 1),
+    "clock": (ClockCampaign, len(STEPS_S)),
     "associations": (AssociationsCampaign, 2),
+    "in-a-row": (InARowCampaign, 1),
+    "orthanc": (OrthancCampaign, 1),
+    "silent": (SilentCampaign, 2 * len(SILENT_KINDS)),
 }
 
 
@@ -36,18 +52,28 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="rounds of each (default: its own)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--page", action="store_true", help="write the table into docs/endurance.md too")
+    parser.add_argument("--only-summary", action="store_true", help="play nothing")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nodes are stopped, disks unmounted; run again to go on
     failed = 0
-    for name in arguments.campaign or CAMPAIGNS:
+    for name in () if arguments.only_summary else arguments.campaign or CAMPAIGNS:
         campaign, usual = CAMPAIGNS[name]
         rounds = arguments.rounds or usual
         try:
             campaign(arguments.folder / name, arguments.seed).run(range(rounds))
         except Broken as exc:
+            with (arguments.folder / name / "soak.log").open("a") as log:
+                log.write(f"FAILED: {exc}\n")
             sys.stdout.write(f"{name}: FAILED: {exc}\n")
             failed += 1
         else:
             sys.stdout.write(f"{name}: {rounds} rounds passed\n")
+    table = summary(arguments.folder)
+    (arguments.folder / "summary.md").write_text(table, "utf-8")
+    sys.stdout.write(table)
+    if arguments.page:
+        write_page(PAGE, table)
     return 1 if failed else 0
 
 

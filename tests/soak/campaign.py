@@ -57,6 +57,11 @@ class Rounds:
         folder.mkdir(parents=True)
         return cls(folder, seed)
 
+    @property
+    def life(self) -> int:
+        """Which start of the campaign this is: a round that was broken off comes again with other patients."""
+        return len(list((self.folder / "pacs").glob("run-*")))
+
     def has(self, number: int) -> bool:
         """Whether a round was passed."""
         return str(number) in self.done
@@ -82,6 +87,7 @@ class Evidence:
 
     node: RunningNode
     pacs_folder: Path
+    _known: dict[Path, tuple[int, str, str, str]] = field(default_factory=dict)  # size, study, instance, digest
 
     def parts(self) -> Node:
         """The node's parts, opened beside it."""
@@ -132,14 +138,28 @@ class Evidence:
         """Of a study at the PACS: SOP Instance UID of each answer, and the digests of the bytes that came for it."""
         found: dict[str, set[str]] = {}
         for path in self.pacs_folder.rglob("*.dcm"):
-            try:
-                ds = dcmread(path, stop_before_pixels=True)
-            except (InvalidDicomError, EOFError):  # the PACS is writing it
-                continue
-            if ds.StudyInstanceUID == study_uid:
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                found.setdefault(str(ds.SOPInstanceUID), set()).add(digest)
+            size = path.stat().st_size
+            if path not in self._known or self._known[path][0] != size:
+                try:
+                    ds = dcmread(path, stop_before_pixels=True)
+                    study, instance = str(ds.StudyInstanceUID), str(ds.SOPInstanceUID)
+                except (InvalidDicomError, EOFError, AttributeError):  # the PACS is writing it
+                    continue
+                self._known[path] = (size, study, instance, hashlib.sha256(path.read_bytes()).hexdigest())
+            _, study, instance, digest = self._known[path]
+            if study == study_uid:
+                found.setdefault(instance, set()).add(digest)
         return found
+
+    def series(self, study_uid: str) -> set[tuple[str, int]]:
+        """Of a study at the PACS: SOP Instance UID and SeriesNumber of each object."""
+        read = [dcmread(path, stop_before_pixels=True) for path in self.files(study_uid)]
+        return {(str(ds.SOPInstanceUID), int(ds.SeriesNumber)) for ds in read}
+
+    def files(self, study_uid: str) -> list[Path]:
+        """Of a study at the PACS: a file of each object."""
+        self.answers(study_uid)  # reads what is new
+        return list({known[2]: path for path, known in self._known.items() if known[1] == study_uid}.values())
 
     def one_answer(self, study_uid: str) -> int:
         """Check that the PACS ended with exactly one object for a study; how many times it was sent.
@@ -202,15 +222,20 @@ def wait_until(true: Callable[[], bool], what: str, timeout: float, why: Callabl
         time.sleep(POLL_S)
 
 
-def send_until_taken(study: Sequence[Dataset], node: RunningNode, called: str, timeout: float = ANSWER_S) -> int:
-    """Send as a modality does: what was not acknowledged is sent again until it is. Returns the tries."""
+def send_until_taken(
+    study: Sequence[Dataset], node: RunningNode, called: str, timeout: float = ANSWER_S, *, patience: float = 10.0
+) -> int:
+    """Send as a modality does: what was not acknowledged is sent again until it is. Returns the tries.
+
+    ``patience`` is what the sender waits for an answer before it tries again.
+    """
     left, tries, until = list(study), 0, time.monotonic() + timeout
     while left:
         if time.monotonic() > until:
             raise Broken(f"{len(left)} instances were not taken in {timeout:.0f} s")
         tries += 1
         try:
-            statuses = Workstation(timeout=10).send(left, "127.0.0.1", node.dicom_port, called)
+            statuses = Workstation(timeout=patience).send(left, "127.0.0.1", node.dicom_port, called)
         except PeerError:
             time.sleep(POLL_S)
             continue

@@ -48,7 +48,7 @@ class FlappingCampaign:
         self, node: RunningNode, pacs: Pacs, evidence: Evidence, rng: random.Random, number: int
     ) -> dict[str, Any]:
         studies = [
-            sample_study(4, patient_id=f"FLAP-{number}-{n}", seed=rng.randrange(100_000), matrix=64)
+            sample_study(4, patient_id=f"FLAP-{number}-{n}-{self.rounds.life}", seed=rng.randrange(100_000), matrix=64)
             for n in range(STUDIES)
         ]
         moods: list[str] = []

@@ -1,9 +1,9 @@
-"""Kills every process of a node with SIGKILL at seeded moments of a study's way, and lets it start again.
+"""Kills a receiver, the worker or all of a node with SIGKILL at seeded moments of a study's way, under load.
 
-Each round sends one new study. Where the kill strikes: while it is received, de-identified, embedded, reported or
-delivered, at a random moment of that phase as long as it usually takes; in some rounds once more while the node
-recovers. After each round: every acknowledged instance is there, the PACS holds exactly one answer, nothing is left
-in the spool, and no process of the killed node lives on.
+Each round sends one new study, and small ones beside it all the time. Where the kill strikes: while it is received,
+de-identified, embedded, reported or delivered, at a random moment of that phase as long as it usually takes; in some
+rounds once more during the recovery. After each round: every acknowledged instance is there, the PACS holds exactly one
+answer a study, nothing is left in the spool, and no process that was to end lives on.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,10 +25,13 @@ from pydicom.dataset import Dataset
 from dicomnode.errors import PeerError
 from dicomnode.testing import Pacs, RunningNode, Workstation, sample_study
 
-from .campaign import SUCCESS, Broken, Evidence, Rounds, new_pacs, send_until_taken, wait_until
+from .campaign import ANSWER_S, SUCCESS, Broken, Evidence, Rounds, new_pacs, send_until_taken, wait_until
+from .resources import processes
 
 Phase = Literal["receive", "deid", "embed", "report", "deliver"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+Victim = Literal["receiver", "worker", "all"]
+VICTIMS: tuple[Victim, ...] = get_args(Victim)
 # The line of the node's log with which a phase begins: event, and the step that it names.
 BEGINS: dict[Phase, tuple[str, str | None]] = {
     "deid": ("study_complete", None),
@@ -36,11 +41,14 @@ BEGINS: dict[Phase, tuple[str, str | None]] = {
 }
 FIRST_GUESS_S = {"embed": 1.0, "report": 0.1, "deliver": 1.5}
 PACS_DELAY_S = 0.6  # of each C-STORE response, so that a kill can strike between the PACS's taking and our marking
-QUIET_S = 4.0  # what was not acknowledged is sent again within it: one set of images, so one answer
+QUIET_S = 6.0  # what was not acknowledged is sent again within it: one set of images, so one answer
+PATIENCE_S = 3.0  # of a sender whose receiver was killed, well within it
 SECOND_KILL_SHARE = 0.3
 RECOVERY_S = 10.0
 ORPHANS_S = 15.0
 QUERY_ONLY_SHARE = 0.2
+LOAD_EVERY_S = 2.0
+LOAD_SLICES, LOAD_MATRIX = 4, 64
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Plan:
     moment: float  # share of the phase ("receive", "deid": of the files) after which the kill strikes
     second_kill_s: float | None  # seconds after the restart
     study_seed: int
+    victim: Victim
 
     @classmethod
     def draw(cls, seed: int, number: int) -> Plan:
@@ -65,6 +74,7 @@ class Plan:
             moment=rng.random(),
             second_kill_s=rng.uniform(0.0, RECOVERY_S) if rng.random() < SECOND_KILL_SHARE else None,
             study_seed=rng.randrange(100_000),
+            victim=rng.choice(VICTIMS),
         )
 
 
@@ -101,6 +111,31 @@ class Log:
             time.sleep(0.005)
 
 
+class Load:
+    """Small studies, one every ``LOAD_EVERY_S`` seconds until told to stop, each sent until all of it is taken."""
+
+    def __init__(self, node: RunningNode, plan: Plan, life: int) -> None:
+        self.studies: list[list[Dataset]] = []
+        self._node, self._plan, self._life = node, plan, life
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+        self._running = self._pool.submit(self._send)
+
+    def _send(self) -> None:
+        while not self._stop.is_set():
+            who = f"LOAD-{self._plan.number}-{len(self.studies)}-{self._life}"
+            study = sample_study(LOAD_SLICES, patient_id=who, seed=self._plan.study_seed, matrix=LOAD_MATRIX)
+            send_until_taken(study, self._node, "DICOMNODE", patience=PATIENCE_S)
+            self.studies.append(study)
+            self._stop.wait(LOAD_EVERY_S)
+
+    def end(self) -> None:
+        """Let the last study be taken; a study that was not is raised here."""
+        self._stop.set()
+        self._running.result(2 * ANSWER_S)
+        self._pool.shutdown()
+
+
 class KillCampaign:
     """A node, a PACS and a workstation; ``run`` plays rounds.
 
@@ -117,7 +152,7 @@ class KillCampaign:
     """
 
     def __init__(
-        self, folder: Path, seed: int, *, slices: int = 40, matrix: int = 128, quiet_s: float = QUIET_S
+        self, folder: Path, seed: int, *, slices: int = 32, matrix: int = 128, quiet_s: float = QUIET_S
     ) -> None:
         self.rounds = Rounds.opened(folder, seed)
         self.folder = folder
@@ -144,40 +179,44 @@ class KillCampaign:
                         self.rounds.passed(number, said)
                         self.rounds.say(_line(plan, said))
                 for said in self.rounds.done.values():  # an answer of an early round must not come again later
-                    evidence.one_answer(said["study"])
+                    for study in (said["study"], *said["load"]):
+                        evidence.one_answer(study)
         return [self.rounds.done[str(number)] for number in numbers]
 
     def _round(self, node: RunningNode, pacs: Pacs, evidence: Evidence, plan: Plan) -> dict[str, Any]:
-        study = sample_study(
-            self.slices, patient_id=f"KILL-{plan.number}", seed=plan.study_seed, matrix=self.matrix, name="Kill^Round"
-        )
+        life = self.rounds.life
+        who = f"KILL-{plan.number}-{life}"
+        study = sample_study(self.slices, patient_id=who, seed=plan.study_seed, matrix=self.matrix, name="Kill^Round")
         log, sent_before = Log(node.log), len(pacs.received)
+        load = Load(node, plan, life)
         with ThreadPoolExecutor(1) as pool:
             sending = pool.submit(_send, study, node, plan.called)
             after = self._strike(node, log, sending, plan)
-            node_pids = node.pids()
-            node.kill()
+            killed = _kill(node, plan)
             statuses = sending.result()
         acknowledged = [ds for ds, status in zip(study, statuses, strict=True) if status == SUCCESS]
         refused = [ds for ds, status in zip(study, statuses, strict=True) if status != SUCCESS]
         reached = _reached(log, len(acknowledged))
-        node.launch()
+        _revive(node, plan)
         restarted = time.monotonic()
-        tries = send_until_taken(refused, node, plan.called)
+        tries = send_until_taken(refused, node, plan.called, patience=PATIENCE_S)
         if plan.second_kill_s is not None:
             time.sleep(max(0.0, plan.second_kill_s - (time.monotonic() - restarted)))
-            node_pids += node.pids()
-            node.kill()
-            node.launch()
+            killed += _kill(node, plan)
+            _revive(node, plan)
             restarted = time.monotonic()
-        if lost := evidence.lost(study):  # by now all of it is acknowledged
-            raise Broken(f"round {plan.number}: {len(lost)} of {len(study)} acknowledged instances are lost")
+        load.end()
+        sent = [ds for one in (study, *load.studies) for ds in one]
+        if lost := evidence.lost(sent):  # by now all of it is acknowledged
+            raise Broken(f"round {plan.number}: {len(lost)} of {len(sent)} acknowledged instances are lost")
         node.wait_ready()
         ready = time.monotonic() - restarted
-        wait_until(lambda: not _alive(node_pids), "the killed node's processes to end", ORPHANS_S)
+        wait_until(lambda: not _alive(killed), "the killed processes to end", ORPHANS_S)
         self._learn(log)
-        settled = evidence.settle([str(study[0].StudyInstanceUID)])
+        beside = [str(one[0].StudyInstanceUID) for one in load.studies]
+        settled = evidence.settle([str(study[0].StudyInstanceUID), *beside])
         return {
+            "victim": plan.victim,
             "phase": plan.phase,
             "after_s": round(after, 3),
             "reached": reached,
@@ -189,6 +228,7 @@ class KillCampaign:
             "settled_s": round(settled, 1),
             "deliveries": len(pacs.received) - sent_before,
             "study": str(study[0].StudyInstanceUID),
+            "load": beside,
         }
 
     def _strike(self, node: RunningNode, log: Log, sending: Future[list[int | None]], plan: Plan) -> float:
@@ -211,6 +251,29 @@ class KillCampaign:
                 self._usual[event["step"]] = event["seconds"]
 
 
+def _kill(node: RunningNode, plan: Plan) -> list[int]:
+    """SIGKILL to the round's victim; the processes that are to end by it. Deaths are certain when this returns."""
+    if plan.victim == "all":
+        pids = node.pids()
+        node.kill()
+        return pids
+    running = processes(node)
+    names = sorted(name for name in running if name.startswith(plan.victim))
+    if not names:  # the last kill's victim is not back yet
+        return []
+    victim = running[random.Random(plan.study_seed).choice(names)]
+    pids = [victim.pid, *(child.pid for child in victim.children(recursive=True))]
+    victim.send_signal(signal.SIGKILL)
+    wait_until(lambda: not _alive([victim.pid]), "the victim to die", ORPHANS_S)
+    return pids
+
+
+def _revive(node: RunningNode, plan: Plan) -> None:
+    """A supervisor that was killed is started again by whoever started it; it starts everything else itself."""
+    if plan.victim == "all":
+        node.launch()
+
+
 def _until(reached: Callable[[], bool]) -> float:
     """Seconds until a moment, looked for every millisecond."""
     began = time.monotonic()
@@ -227,7 +290,7 @@ def _files(folder: Path) -> int:
 def _send(study: Sequence[Dataset], node: RunningNode, called: str) -> list[int | None]:
     """Statuses of a sending that the kill may break at any point; None where no answer came."""
     try:
-        return Workstation(timeout=10).send(study, "127.0.0.1", node.dicom_port, called)
+        return Workstation(timeout=PATIENCE_S).send(study, "127.0.0.1", node.dicom_port, called)
     except (PeerError, OSError):
         return [None] * len(study)
 
@@ -259,7 +322,8 @@ def _alive(pids: Sequence[int]) -> list[int]:
 def _line(plan: Plan, said: dict[str, Any]) -> str:
     second = f", again {said['second_kill_s']} s after the restart" if said["second_kill_s"] is not None else ""
     return (
-        f"kill {plan.number}: {plan.phase} + {said['after_s']} s ({said['reached']}){second}; {said['called']}: "
-        f"{said['acknowledged']} acknowledged, all there; ready after {said['ready_s']} s, at rest after "
-        f"{said['settled_s']} s; one answer, sent {said['deliveries']} times"
+        f"kill {plan.number}: {plan.victim}, {plan.phase} + {said['after_s']} s ({said['reached']}){second}; "
+        f"{said['called']}: {said['acknowledged']} acknowledged, all there, {len(said['load'])} studies beside; "
+        f"ready after {said['ready_s']} s, at rest after {said['settled_s']} s; one answer a study, "
+        f"{said['deliveries']} sent"
     )
