@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,12 @@ from dicomnode.scp.supervisor import python_module
 from dicomnode.telemetry.heartbeat import read_beats
 
 MB = 1_000_000
-PDU = 131072  # the largest that DCMTK sends; every receiver offers at least this
+PDU = 131072  # the largest that DCMTK sends
 STORESCU = ("storescu", "-aec", "DICOMNODE", "-R", "--max-send-pdu", str(PDU))
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}  # without it DCMTK waits 40 ms an object, on either side
 START_S = 30.0
 NODE, ORTHANC, STORESCP = "dicomnode", "Orthanc", "storescp --fork"
+ORTHANC_LARGE = "Orthanc, PDUs of 128 KB"
 
 
 def write_ct(path: Path, study: str, series: str, number: int) -> None:
@@ -126,15 +128,18 @@ def receivers(folder: Path, count: int) -> Iterator[Receivers]:
 
 
 @contextmanager
-def node(folder: Path) -> Iterator[Receivers]:
-    """The node's two receivers."""
-    with receivers(folder, 2) as running:
+def node(folder: Path, count: int) -> Iterator[Receivers]:
+    """The node's receivers."""
+    with receivers(folder, count) as running:
         yield running
 
 
 @contextmanager
-def orthanc(folder: Path) -> Iterator[Receivers]:
-    """Orthanc as installed, without its web side; it syncs each file too (SyncStorageArea, its default)."""
+def orthanc(folder: Path, pdu: int | None = None) -> Iterator[Receivers]:
+    """Orthanc with its defaults, without its web side; it syncs each file too (SyncStorageArea).
+
+    ``pdu`` is the length of PDUs that it takes; else its default, 16 KB.
+    """
     port, settings = _free_port(), folder / "orthanc.json"
     folder.mkdir(parents=True)
     values = {
@@ -146,9 +151,8 @@ def orthanc(folder: Path) -> Iterator[Receivers]:
         "DicomPort": port,
         "DicomAlwaysAllowStore": True,
         "DicomCheckModalityHost": False,
-        "MaximumPduLength": PDU,
         "Plugins": [],
-    }
+    } | ({} if pdu is None else {"MaximumPduLength": pdu})
     settings.write_text(json.dumps(values))
     with _program(["Orthanc", str(settings)], port) as running:
         yield running
@@ -223,11 +227,14 @@ def disk_rate(folder: Path, source: Path, files: int) -> float:
     return rate
 
 
-def compared(base: Path, files: int, rounds: int) -> Iterator[str]:
+Start = Callable[[Path], AbstractContextManager[Receivers]]
+
+
+def compared(base: Path, files: int, rounds: int, count: int) -> Iterator[str]:
     """The lines of the comparison: medians over rounds in which the receivers take turns."""
-    contenders: dict[str, Callable[[Path], AbstractContextManager[Receivers]]] = {NODE: node, STORESCP: storescp}
+    contenders: dict[str, Start] = {NODE: partial(node, count=count), STORESCP: storescp}
     if shutil.which("Orthanc"):
-        contenders[ORTHANC] = orthanc
+        contenders |= {ORTHANC: orthanc, ORTHANC_LARGE: partial(orthanc, pdu=PDU)}
     inputs = {1: write_folders(base / "in-1", files, 1)}
     inputs[4] = write_folders(base / "in-4", files, 4)
     warm = write_folders(base / "warm", 40, 2)
@@ -289,7 +296,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the comparison (default 5)")
     parser.add_argument("--many", type=int, default=2000, help="instances of the memory run, 0 to leave it out")
     parser.add_argument("--large-mb", type=int, default=500, help="size of the large object, 0 to leave it out")
-    parser.add_argument("--receivers", type=int, default=2, help="receiver processes of the memory run (default 2)")
+    parser.add_argument("--receivers", type=int, default=2, help="receiver processes of the node (default 2)")
     arguments = parser.parse_args()
     if shutil.which("storescu") is None:
         print("storescu is missing: apt-get install dcmtk", file=sys.stderr)
@@ -297,7 +304,9 @@ def main() -> int:
     rows = []
     with tempfile.TemporaryDirectory(prefix="receive-") as name:
         base = Path(name)
-        print("\n".join(compared(base / "compared", arguments.files, arguments.rounds)), flush=True)
+        print(
+            "\n".join(compared(base / "compared", arguments.files, arguments.rounds, arguments.receivers)), flush=True
+        )
         if arguments.many:
             rows.append(rate(base / "many", arguments.many, 2, arguments.receivers))
         if arguments.large_mb:

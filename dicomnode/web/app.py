@@ -158,7 +158,8 @@ class _Site:
         self.pages = self._pages = Pages({name: f"/static/{hashed}" for hashed, (name, _) in self._static.items()})
 
     async def root(self, _request: Request) -> Response:
-        return RedirectResponse("/readyz", status_code=307)
+        """Where somebody arrives who types the node's address."""
+        return RedirectResponse("/readyz" if self._bundle.shell() is None else "/v/", status_code=307)
 
     async def healthz(self, _request: Request) -> Response:
         """The process is alive: nothing else is asked."""

@@ -93,6 +93,14 @@ def test_healthz_is_200_while_the_process_lives_whatever_is_ready():
     assert client(services).get("/healthz").json() == {"status": "ok"}
 
 
+def test_the_bare_address_leads_to_the_viewer_or_where_none_was_built_to_the_state_of_the_node(tmp_path):
+    assert client().get("/", follow_redirects=False).headers["location"] == "/readyz"
+    (tmp_path / "index.html").write_text("<!doctype html>")
+    app = create_app(Services(), WebOptions(viewer=tmp_path))
+    answer = TestClient(app, base_url="http://127.0.0.1:8080").get("/", follow_redirects=False)
+    assert answer.headers["location"] == "/v/"
+
+
 def test_readyz_is_200_only_when_every_part_is_ready():
     services = Services()
     assert client(services).get("/readyz").status_code == 200
