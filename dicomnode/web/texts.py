@@ -17,8 +17,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "language": "Language",
         "notice_label": "Notice",
         "notice": "Similar image of another patient, not a diagnosis",
-        "similar": "{n} similar cases in this repository",
-        "similar_one": "One similar case in this repository",
+        "similar": "Similar cases found: the {n} nearest are shown",
+        "similar_one": "A similar case was found",
         "similar_why": "Ranked by the likeness of their images among {searched} cases that were searched.",
         "none": "No similar case in this repository",
         "none_why": "{searched} cases were searched. The image lies farther from its nearest case than nearly all "
@@ -92,8 +92,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "language": "Idioma",
         "notice_label": "Aviso",
         "notice": "Imagen similar de otro paciente, no es un diagnóstico",
-        "similar": "{n} casos similares en este repositorio",
-        "similar_one": "Un caso similar en este repositorio",
+        "similar": "Hay casos similares: se muestran los {n} más próximos",
+        "similar_one": "Hay un caso similar",
         "similar_why": "Ordenados por el parecido de sus imágenes entre {searched} casos buscados.",
         "none": "Ningún caso similar en este repositorio",
         "none_why": "Se buscó en {searched} casos. La imagen está más lejos de su caso más próximo que casi todos los "

@@ -135,7 +135,7 @@ def test_metrics_are_given_as_prometheus_text():
 
 def test_the_page_says_the_verdict_first_and_always_shows_the_notice():
     html = page(answer(cases=[case(1), case(2)])).text
-    assert re.search(r"<h1[^>]*>2 similar cases in this repository</h1>", html)
+    assert re.search(r"<h1[^>]*>Similar cases found: the 2 nearest are shown</h1>", html)
     assert html.count("<h1") == 1
     assert NOTICE in html
     assert "among 240 cases" in html
