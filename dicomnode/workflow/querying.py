@@ -184,7 +184,7 @@ class RepositoryQueries:
         if not slices:
             return "", None  # its time has just run out
         study = QueryStudy(
-            slices=[_Slice(s.instance_uid, None) for s in slices],
+            slices=[_Slice(s.instance_uid, s.z) for s in slices],
             vectors=np.stack([s.vector for s in slices]),
             patient=answer.patient,
             study=answer.study_uid,
