@@ -12,6 +12,7 @@ import re
 import shutil
 import sqlite3
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -350,6 +351,173 @@ def test_window_level_scrolling_and_why(site: Site) -> None:
     expect(page.locator(".why")).to_contain_text("not where a disease is")
     page.locator("#why").click()
     expect(page.locator(".pane-heat").first).to_be_hidden()
+    page.context.close()
+
+
+def test_a_picture_is_enlarged_and_moved_in_both_panes(site: Site) -> None:
+    page = opened(site.page(), f"{site.link}#case=1&tab=compare")
+    page.wait_for_function("() => [...document.querySelectorAll('.pane-image')].filter(c => c.width > 0).length === 2")
+    stage = page.locator("#panel-compare .pane-stage").first
+    window, place = page.locator(".pane-window").first.inner_text(), page.locator(".pane-place").first.inner_text()
+    stage.focus()
+    page.keyboard.press("+")
+    assert transforms(page) == [(1.25, 0, 0)] * 2
+    page.keyboard.press("Shift+ArrowRight")
+    assert {t[1] for t in transforms(page)} == {-10}, "both panes move by the same share"
+    page.keyboard.press("0")
+    assert transforms(page) == [(1, 0, 0)] * 2
+    page.get_by_role("group", name="Zoom").get_by_role("button", name="Zoom in").click()
+    page.locator("#pane-move").click()
+    box = stage.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + box["width"] / 20, y, steps=3)
+    page.mouse.up()
+    assert {round(t[1]) for t in transforms(page)} == {5}
+    assert page.locator(".pane-window").first.inner_text() == window, "moving changes no window"
+    page.locator("#pane-move").click()
+    page.mouse.move(x + box["width"] / 20, y)
+    page.mouse.down(button="middle")
+    page.mouse.move(x, y, steps=3)
+    page.mouse.up(button="middle")
+    assert {round(t[1]) for t in transforms(page)} == {0}
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -300)
+    page.keyboard.up("Control")
+    page.wait_for_function("() => Number(document.querySelector('.pane-stage').dataset.zoom) > 2")
+    assert page.locator(".pane-place").first.inner_text() == place, "Ctrl and wheel stays on the slice"
+    page.mouse.dblclick(x, y)
+    assert transforms(page) == [(1, 0, 0)] * 2
+    page.context.close()
+
+
+def test_two_fingers_enlarge_and_one_finger_scrolls(site: Site) -> None:
+    page = opened(site.page(PHONE), f"{site.link}#case=1&tab=compare")
+    page.wait_for_function("() => [...document.querySelectorAll('.pane-image')].filter(c => c.width > 0).length === 2")
+    box = page.locator("#panel-compare .pane-stage").first.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    fingers = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *at: tuple[float, float]) -> None:
+        points = [{"x": px, "y": py, "id": n} for n, (px, py) in enumerate(at)]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", (x - 20, y), (x + 20, y))
+    touch("touchMove", (x - 40, y), (x + 40, y))
+    touch("touchEnd")
+    page.wait_for_function("() => Number(document.querySelector('.pane-stage').dataset.zoom) > 1.7")
+    assert len(set(transforms(page))) == 1
+    place = page.locator(".pane-place").first.inner_text()
+    touch("touchStart", (x, y))
+    touch("touchMove", (x, y - 60))
+    touch("touchEnd")
+    expect(page.locator(".pane-place").first).not_to_have_text(place)
+    page.context.close()
+
+
+def transforms(page: Page) -> list[tuple[float, float, float]]:
+    """Scale, and way right and down in hundredths of the stage, of every picture shown."""
+    return [
+        (round(float(scale or 1), 4), float(right or 0), float(down or 0))
+        for right, down, scale in page.evaluate(
+            """() => [...document.querySelectorAll('#panel-compare .pane-image')].map(c =>
+                /(?:translate\\((\\S+?)%, (\\S+?)%\\) scale\\((\\S+)\\))?$/.exec(c.style.transform).slice(1))"""
+        )
+    ]
+
+
+def test_the_image_in_question_can_be_looked_through(site: Site) -> None:
+    page = opened(site.page(), site.link)
+    stage = page.locator("#panel-case .pane-stage")
+    expect(stage).to_have_attribute("aria-label", re.compile(r"^Image in question, slice \d+ of \d+$"))
+    page.wait_for_function("() => document.querySelector('.pane-message')?.hidden")
+    box = stage.bounding_box()
+    assert box is not None
+    assert box["width"] > 300, "as wide as the panel"
+    stage.focus()
+    page.keyboard.press("Home")
+    expect(stage).to_have_attribute("aria-label", re.compile("slice 1 of"))
+    page.wait_for_function("() => document.querySelector('.pane-message')?.hidden")
+    assert painted(page)[0] > 5
+    page.context.close()
+
+
+def test_the_table_is_made_when_it_is_opened(site: Site) -> None:
+    page = opened(site.page(), f"{site.link}#k=21")
+    assert page.locator("#panel-list tr").count() == 0
+    page.locator("#tab-list").click()
+    expect(page.locator("#panel-list tbody tr")).to_have_count(21)
+    page.context.close()
+
+
+def chosen(page: Page, event: str, kind: str, files: list[Path]) -> None:
+    """Drop or paste files, as the browser tells it to the page."""
+    given = [[p.name, list(p.read_bytes())] for p in files]
+    page.evaluate(
+        """([target, type, kind, files]) => {
+            const data = new DataTransfer();
+            for (const [name, bytes] of files) data.items.add(new File([new Uint8Array(bytes)], name));
+            const init = {bubbles: true, cancelable: true};
+            const event = kind === 'ClipboardEvent' ? new ClipboardEvent(type, {...init, clipboardData: data})
+                : new DragEvent(type, {...init, dataTransfer: data});
+            document.querySelector(target).dispatchEvent(event); }""",
+        [".drop", event, kind, given],
+    )
+
+
+def test_files_are_dropped_and_pasted(site: Site) -> None:
+    page = site.page()
+    page.goto(f"{site.node.url}/v/")
+    chosen(page, "drop", "DragEvent", site.study)
+    expect(page.locator(".chosen")).to_contain_text(f"{len(site.study)} files")
+    expect(page.locator("#start")).to_be_focused()
+    chosen(page, "paste", "ClipboardEvent", site.study[:1])
+    expect(page.locator(".chosen")).to_contain_text("1 file,")
+    chosen(page, "drop", "DragEvent", [])
+    expect(page.get_by_role("alert")).to_contain_text("no file")
+    page.context.close()
+
+
+@pytest.mark.parametrize("how", ["folder", "zip"])
+def test_a_folder_and_a_zip_are_searched(site: Site, how: str, tmp_path: Path) -> None:
+    page = site.page()
+    page.goto(f"{site.node.url}/v/")
+    if how == "folder":
+        (tmp_path / "DICOM" / "inner").mkdir(parents=True)
+        for n, file in enumerate(site.study):
+            shutil.copy(file, tmp_path / "DICOM" / ("inner" if n % 2 else "") / f"{n}.dcm")
+        page.locator("#pick-folder").set_input_files(tmp_path / "DICOM")
+        expect(page.locator(".chosen")).to_contain_text(f"{len(site.study)} files")
+    else:
+        with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+            for n, file in enumerate(site.study):
+                archive.write(file, f"inner/{n}.dcm")
+        page.locator("#pick-files").set_input_files(tmp_path / "study.zip")
+    page.locator("#start").click()
+    page.wait_for_url(re.compile(r"/v/q/[0-9a-f]{32}"), timeout=120_000)
+    rests(page)
+    assert nodes(page)
+    page.context.close()
+
+
+def test_a_search_can_be_cancelled(site: Site, tmp_path: Path) -> None:
+    study = write_study(sample_study(40, patient_id="ASKS-2", seed=77, matrix=128), tmp_path / "study")
+    page = site.page()
+    page.goto(f"{site.node.url}/v/")
+    page.locator("#pick-files").set_input_files([str(p) for p in study])
+    with page.expect_response(lambda r: r.url.endswith("/queries") and r.status == 202) as accepted:
+        page.locator("#start").click()
+    page.locator("#cancel").click()
+    expect(page.get_by_role("alert")).to_contain_text("Nothing was kept")
+    query = accepted.value.json()["id"]
+    deadline = time.monotonic() + 10
+    while page.request.get(f"{site.node.url}/api/v1/queries/{query}").status != 404:
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(200)
+    expect(page.locator("#start")).to_be_visible()
     page.context.close()
 
 

@@ -162,7 +162,17 @@ export class Api {
   }
 
   session(): Promise<Session> {
-    return this.json('/session');
+    return this.json(this.result ? `/session?result=${part(this.result)}` : '/session');
+  }
+
+  /** Whether the node has ended the session. */
+  async signOut(csrf: string): Promise<boolean> {
+    try {
+      const response = await fetch('/sign-out', { method: 'POST', headers: { 'X-Dicomnode-CSRF': csrf } });
+      return response.ok || response.status === 401;
+    } catch {
+      return false;
+    }
   }
 
   about(signal?: AbortSignal): Promise<Result> {

@@ -6,6 +6,7 @@ import { fill, h } from './dom';
 import { GraphView } from './graph';
 import { date, type Key, language, number, setLanguage, similarity, t, tn } from './i18n';
 import { icon } from './icons';
+import { mayAsk } from './panels/account';
 import { Bar, type BarActions } from './panels/bar';
 import { CasePanel } from './panels/case';
 import { ComparePanel } from './panels/compare';
@@ -46,6 +47,8 @@ export class ResultApp implements Context {
   private stop = new AbortController();
   private loading = false;
   private said = '';
+  /** Draws the page of a fault again, once there is one. */
+  private failed: (() => void) | null = null;
 
   constructor(
     private readonly root: HTMLElement,
@@ -65,7 +68,7 @@ export class ResultApp implements Context {
   /** Ask for the result and its graph at once, and show both as they come. */
   async start(): Promise<void> {
     this.mount();
-    await Promise.all([this.loadResult(), this.loadGraph()]);
+    await Promise.all([this.loadResult(), this.loadGraph(), this.loadSession()]);
   }
 
   detail(id: string): Promise<CaseDetail> {
@@ -107,6 +110,17 @@ export class ResultApp implements Context {
       this.said = '';
       this.line();
     }, 5000);
+  }
+
+  /** Who looks: without knowing, the page offers nothing that only some may do. */
+  private async loadSession(): Promise<void> {
+    try {
+      this.data.session = await this.api.session();
+      this.refresh();
+      this.failed?.();
+    } catch (error) {
+      console.warn('who is signed in is not known', String(error));
+    }
   }
 
   private async loadResult(): Promise<void> {
@@ -207,6 +221,7 @@ export class ResultApp implements Context {
       parts.list.select();
     }
     parts.tabs.update();
+    parts.list.opened();
     parts.cases.update();
     parts.compare.update();
     this.refresh();
@@ -323,9 +338,11 @@ export class ResultApp implements Context {
           setLanguage(chosen);
           fill(this.root, page());
         },
+        mayAsk(this.data.session),
       );
+    this.failed = () => fill(this.root, page());
     this.root.className = '';
-    fill(this.root, page());
+    this.failed();
   }
 
   private mount(): void {

@@ -1,6 +1,6 @@
 /* What the panels share: the data on show, and what they may ask for. */
 
-import type { Api, CaseDetail, Graph, GraphNode, Result, Status, Verdict } from './api';
+import type { Api, CaseDetail, Graph, GraphNode, Result, Session, Status, Verdict } from './api';
 import type { Key } from './i18n';
 import { similarity, t } from './i18n';
 import type { Store, View } from './state';
@@ -11,6 +11,7 @@ export const QUERY = 'query';
 export class Data {
   result: Result | null = null;
   graph: Graph | null = null;
+  session: Session | null = null;
 
   /** Cases by rank, without the centre. */
   get cases(): GraphNode[] {

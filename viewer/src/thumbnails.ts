@@ -7,11 +7,12 @@ const ACROSS = 8;
 const KEPT = 1200;
 /** Sheets fetched at once: one is cut here while the node makes the next. */
 const LANES = 3;
+/** With so few nodes their tiles are drawn larger than 64 pixels. */
+const FEW = 41;
 
 export class Thumbnails {
   private bitmaps = new Map<string, ImageBitmap>();
   private stop = new AbortController();
-  readonly size = devicePixelRatio > 1.25 ? 128 : 64;
 
   constructor(
     private readonly api: Api,
@@ -27,14 +28,15 @@ export class Thumbnails {
     this.stop.abort();
     this.stop = new AbortController();
     const { signal } = this.stop;
-    const wanted = ids.filter((id) => !this.bitmaps.has(id));
+    const size = ids.length <= FEW || devicePixelRatio > 1.25 ? 128 : 64;
+    const wanted = ids.filter((id) => (this.bitmaps.get(id)?.width ?? 0) < size);
     try {
       let start = 0;
       const lane = async () => {
         while (start < wanted.length) {
           const ids = wanted.slice(start, start + SHEET);
           start += SHEET;
-          await this.sheet(ids, signal);
+          await this.sheet(ids, size, signal);
         }
       };
       await Promise.all(Array.from({ length: LANES }, lane));
@@ -44,9 +46,8 @@ export class Thumbnails {
     this.trim(new Set(ids));
   }
 
-  private async sheet(ids: string[], signal: AbortSignal): Promise<void> {
-    const atlas = await this.api.atlas(ids, this.size, signal);
-    const { size } = this;
+  private async sheet(ids: string[], size: number, signal: AbortSignal): Promise<void> {
+    const atlas = await this.api.atlas(ids, size, signal);
     const cut = await Promise.all(
       ids.map((_, i) => createImageBitmap(atlas, (i % ACROSS) * size, Math.floor(i / ACROSS) * size, size, size)),
     );

@@ -5,6 +5,7 @@ import { fill, foreign, h } from './dom';
 import { collect } from './files';
 import { has, type Key, type Language, number, setLanguage, size, t, tn } from './i18n';
 import { icon } from './icons';
+import { account, mayAsk } from './panels/account';
 import { brand, languageSwitch, notice } from './panels/bar';
 import type { Banner } from './panels/states';
 import { K_MAX, K_MIN, type Store } from './state';
@@ -36,6 +37,7 @@ export class UploadPage {
     this.api.session().then(
       (session) => {
         this.session = session;
+        if (session.mode === 'users' && this.running === null) this.mount();
       },
       () => undefined, // asked again when the files are sent, and told there
     );
@@ -64,7 +66,12 @@ export class UploadPage {
         { class: 'bar bar-short' },
         brand(),
         h('div', { class: 'head' }, notice()),
-        h('div', { class: 'actions' }, languageSwitch({ setLanguage: chosen })),
+        h(
+          'div',
+          { class: 'actions' },
+          languageSwitch({ setLanguage: chosen }),
+          account(this.api, this.session, (words) => this.announce(words)),
+        ),
       ),
       this.banner.root,
       this.body,
@@ -78,6 +85,10 @@ export class UploadPage {
   }
 
   private chooser(problem = ''): void {
+    if (this.session !== null && !mayAsk(this.session)) {
+      fill(this.body, h('h1', {}, t('upload.title')), h('p', { class: 'problem' }, t('upload.failed.403')));
+      return;
+    }
     const pick = h('input', { type: 'file', multiple: true, hidden: true, id: 'pick-files' });
     const folder = h('input', { type: 'file', webkitdirectory: true, hidden: true, id: 'pick-folder' });
     for (const input of [pick, folder]) {
@@ -135,7 +146,7 @@ export class UploadPage {
   }
 
   private choose(files: File[]): void {
-    if (files.length === 0) return;
+    if (files.length === 0 || (this.session !== null && !mayAsk(this.session))) return;
     this.files = files;
     this.show(() => this.chooser());
     this.announce(this.chosenWords());

@@ -7,8 +7,8 @@ export const en = {
   'app.loading': 'Loading the cases',
   notice: 'Similar image of another patient, not a diagnosis',
 
-  'verdict.similar': '{n} similar cases in this repository',
-  'verdict.similar_one': 'One similar case in this repository',
+  'verdict.similar': 'Similar cases found: the {n} nearest are shown',
+  'verdict.similar_one': 'A similar case was found',
   'verdict.none': 'No similar case in this repository',
   'verdict.repository-too-small': 'This repository is too small to tell',
   'verdict.not-searchable': 'This image could not be searched',
@@ -38,6 +38,8 @@ export const en = {
   'bar.copied': 'Link copied',
   'bar.not_copied': 'The link could not be copied. It is in the address bar.',
   'bar.new': 'New query',
+  'bar.sign_out': 'Sign out',
+  'bar.user': 'Signed in as {name}',
   'bar.filters': 'Search and layout',
 
   'tabs.label': 'Views',
@@ -149,7 +151,10 @@ export const en = {
   'compare.best_item': 'Slices {query} and {case}, similarity {similarity}',
   'compare.best_short': '{query} · {case}',
   'compare.pane_label': '{name}, slice {n} of {total}',
-  'compare.hint': 'Wheel or arrow keys: slices. Drag: window. Double click: default window.',
+  'compare.zoom': 'Zoom',
+  'compare.move': 'Move the picture',
+  'compare.hint':
+    'Wheel or arrow keys: slices. Drag: window. Ctrl and wheel, + and −, or two fingers: zoom; middle button: move. Double click: as at first.',
   'compare.why': 'Why alike',
   'compare.why_hint': 'Show which regions make the two slices alike',
   'compare.why_loading': 'Working out the regions. This takes some seconds.',

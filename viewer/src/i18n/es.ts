@@ -9,8 +9,8 @@ export const es: Record<Key, string> = {
   'app.loading': 'Cargando los casos',
   notice: 'Imagen similar de otro paciente, no es un diagnóstico',
 
-  'verdict.similar': '{n} casos similares en este repositorio',
-  'verdict.similar_one': 'Un caso similar en este repositorio',
+  'verdict.similar': 'Hay casos similares: se muestran los {n} más próximos',
+  'verdict.similar_one': 'Hay un caso similar',
   'verdict.none': 'Ningún caso similar en este repositorio',
   'verdict.repository-too-small': 'El repositorio es demasiado pequeño para saberlo',
   'verdict.not-searchable': 'No se pudo buscar esta imagen',
@@ -40,6 +40,8 @@ export const es: Record<Key, string> = {
   'bar.copied': 'Enlace copiado',
   'bar.not_copied': 'No se pudo copiar el enlace. Está en la barra de direcciones.',
   'bar.new': 'Nueva consulta',
+  'bar.sign_out': 'Cerrar sesión',
+  'bar.user': 'Sesión de {name}',
   'bar.filters': 'Búsqueda y disposición',
 
   'tabs.label': 'Vistas',
@@ -151,7 +153,10 @@ export const es: Record<Key, string> = {
   'compare.best_item': 'Cortes {query} y {case}, similitud {similarity}',
   'compare.best_short': '{query} · {case}',
   'compare.pane_label': '{name}, corte {n} de {total}',
-  'compare.hint': 'Rueda o flechas: cortes. Arrastrar: ventana. Doble clic: ventana original.',
+  'compare.zoom': 'Ampliación',
+  'compare.move': 'Mover la imagen',
+  'compare.hint':
+    'Rueda o flechas: cortes. Arrastrar: ventana. Ctrl y rueda, + y −, o dos dedos: ampliar; botón central: mover. Doble clic: como al principio.',
   'compare.why': 'Por qué se parecen',
   'compare.why_hint': 'Mostrar qué regiones hacen parecidos los dos cortes',
   'compare.why_loading': 'Calculando las regiones. Tarda unos segundos.',

@@ -4,17 +4,22 @@ import type { Series } from '../api';
 import { h } from '../dom';
 import { t } from '../i18n';
 import { greys, heat, paint, type Window } from './lut';
+import { moved, WHOLE, ZOOM_STEP, type Zoom, zoomed } from './zoom';
 
 export interface PaneActions {
   /** Go to a frame. */
   move(frame: number): void;
   /** Centre and width changed by hand. */
   window(window: Window): void;
-  resetWindow(): void;
+  /** Window and zoom as they were at first. */
+  reset(): void;
+  /** Another part of the picture is to be seen. */
+  zoom(zoom: Zoom): void;
 }
 
 const TOUCH_STEP = 14; // pixels of a finger's way for one slice
 const PAGE = 10;
+const KEY_WAY = 0.1; // share of the stage that Shift and an arrow move by
 
 export class Pane {
   readonly root: HTMLElement;
@@ -31,6 +36,10 @@ export class Pane {
   private window: Window = { center: 40, width: 400 };
   private table: Uint32Array | null = null;
   private wheel = 0;
+  private zoom = WHOLE;
+  private readonly pointers = new Map<number, { x: number; y: number }>();
+  /** Dragging moves the picture instead of changing its window. */
+  moving = false;
 
   constructor(
     private readonly name: string,
@@ -81,6 +90,26 @@ export class Pane {
       width: Math.round(window.width),
     });
     this.draw();
+  }
+
+  /** Show this part of the picture. */
+  setZoom(zoom: Zoom): void {
+    this.zoom = zoom;
+    const transform =
+      zoom.scale === 1 ? '' : `translate(${100 * zoom.x}%, ${100 * zoom.y}%) scale(${zoom.scale.toFixed(4)})`;
+    this.canvas.style.transform = transform;
+    this.overlay.style.transform = transform;
+    this.stage.dataset.zoom = zoom.scale.toFixed(2);
+  }
+
+  /** Larger or smaller around the middle of what is in view. */
+  zoomBy(factor: number): void {
+    this.actions.zoom(zoomed(this.zoom, factor));
+  }
+
+  setMoving(moving: boolean): void {
+    this.moving = moving;
+    this.stage.classList.toggle('moving', moving);
   }
 
   setFrame(frame: Int16Array): void {
@@ -145,12 +174,17 @@ export class Pane {
   private listen(): void {
     this.slider.addEventListener('input', () => this.actions.move(Number(this.slider.value)));
     this.stage.addEventListener('keydown', (event) => this.key(event));
-    this.stage.addEventListener('dblclick', () => this.actions.resetWindow());
+    this.stage.addEventListener('dblclick', () => this.actions.reset());
     this.stage.addEventListener(
       'wheel',
       (event) => {
-        if (event.ctrlKey) return; // the browser's own zoom
         event.preventDefault();
+        if (event.ctrlKey) {
+          // a pinch on a touchpad comes as this, too
+          const [px, py] = this.share(event);
+          this.actions.zoom(zoomed(this.zoom, Math.exp(-event.deltaY / 300), px, py));
+          return;
+        }
         this.wheel += event.deltaMode === WheelEvent.DOM_DELTA_PIXEL ? event.deltaY / 40 : event.deltaY;
         const steps = Math.trunc(this.wheel);
         if (steps !== 0) {
@@ -160,38 +194,64 @@ export class Pane {
       },
       { passive: false },
     );
-    let last: { x: number; y: number } | null = null;
-    this.stage.addEventListener('pointerdown', (event) => {
-      if (event.button !== 0) return;
-      last = { x: event.clientX, y: event.clientY };
-      this.stage.setPointerCapture(event.pointerId);
-    });
-    this.stage.addEventListener('pointermove', (event) => {
-      if (last === null) return;
-      const [dx, dy] = [event.clientX - last.x, event.clientY - last.y];
-      if (event.pointerType === 'touch') {
-        const steps = Math.trunc(dy / TOUCH_STEP);
-        if (steps === 0) return;
-        last = { x: event.clientX, y: last.y + steps * TOUCH_STEP };
-        this.actions.move(this.n + steps);
-        return;
-      }
-      last = { x: event.clientX, y: event.clientY };
+    this.stage.addEventListener('pointerdown', (event) => this.press(event));
+    this.stage.addEventListener('pointermove', (event) => this.drag(event));
+    for (const end of ['pointerup', 'pointercancel'] as const) {
+      this.stage.addEventListener(end, (event) => this.pointers.delete(event.pointerId));
+    }
+  }
+
+  private press(event: PointerEvent): void {
+    if (event.button > 1) return;
+    if (event.button === 1) event.preventDefault(); // no automatic scrolling
+    this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
+    this.stage.setPointerCapture(event.pointerId);
+  }
+
+  private drag(event: PointerEvent): void {
+    const last = this.pointers.get(event.pointerId);
+    if (last === undefined) return;
+    const now = { x: event.clientX, y: event.clientY };
+    const [dx, dy] = [now.x - last.x, now.y - last.y];
+    const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
+    const { width, height } = this.stage.getBoundingClientRect();
+    if (other) {
+      // two fingers: their distance zooms around the middle between them, their way moves
+      this.pointers.set(event.pointerId, now);
+      const before = Math.hypot(last.x - other.x, last.y - other.y);
+      const factor = before > 0 ? Math.hypot(now.x - other.x, now.y - other.y) / before : 1;
+      const [px, py] = this.share({ clientX: (now.x + other.x) / 2, clientY: (now.y + other.y) / 2 });
+      this.actions.zoom(moved(zoomed(this.zoom, factor, px, py), dx / 2 / width, dy / 2 / height));
+    } else if (this.moving || (event.buttons & 4) !== 0) {
+      this.pointers.set(event.pointerId, now);
+      this.actions.zoom(moved(this.zoom, dx / width, dy / height));
+    } else if (event.pointerType === 'touch') {
+      const steps = Math.trunc(dy / TOUCH_STEP);
+      if (steps === 0) return;
+      this.pointers.set(event.pointerId, { x: now.x, y: last.y + steps * TOUCH_STEP });
+      this.actions.move(this.n + steps);
+    } else {
+      this.pointers.set(event.pointerId, now);
       const scale = Math.max(0.5, this.window.width / 400);
       this.actions.window({
         center: this.window.center + dy * scale,
         width: Math.max(1, this.window.width + dx * scale * 1.5),
       });
-    });
-    for (const end of ['pointerup', 'pointercancel']) {
-      this.stage.addEventListener(end, () => {
-        last = null;
-      });
     }
+  }
+
+  /** Where on the stage, in its shares from the middle. */
+  private share(at: { clientX: number; clientY: number }): [number, number] {
+    const { left, top, width, height } = this.stage.getBoundingClientRect();
+    return [(at.clientX - left) / width - 0.5, (at.clientY - top) / height - 0.5];
   }
 
   private key(event: KeyboardEvent): void {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (this.zoomKey(event)) {
+      event.preventDefault();
+      return;
+    }
     const total = this.series?.frames ?? 1;
     const places: Record<string, number> = {
       ArrowUp: this.n - 1,
@@ -207,5 +267,22 @@ export class Pane {
     if (place === undefined) return;
     event.preventDefault();
     this.actions.move(place);
+  }
+
+  /** +, - and 0; with Shift the arrows move the enlarged picture. */
+  private zoomKey(event: KeyboardEvent): boolean {
+    const arrows: Record<string, [number, number]> = {
+      ArrowUp: [0, KEY_WAY],
+      ArrowDown: [0, -KEY_WAY],
+      ArrowLeft: [KEY_WAY, 0],
+      ArrowRight: [-KEY_WAY, 0],
+    };
+    const way = event.shiftKey ? arrows[event.key] : undefined;
+    if (way) this.actions.zoom(moved(this.zoom, ...way));
+    else if (event.key === '+' || event.key === '=') this.zoomBy(ZOOM_STEP);
+    else if (event.key === '-') this.zoomBy(1 / ZOOM_STEP);
+    else if (event.key === '0') this.actions.zoom(WHOLE);
+    else return false;
+    return true;
   }
 }

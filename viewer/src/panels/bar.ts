@@ -1,10 +1,12 @@
 /* The top of the page: the product, the verdict in words, the notice that never leaves the view, and the controls. */
 
+import type { Session } from '../api';
 import { type Context, verdictWords } from '../context';
 import { fill, h } from '../dom';
 import { LANGUAGES, type Language, language, number, t } from '../i18n';
 import { brandMark, icon } from '../icons';
 import { K_MAX, K_MIN } from '../state';
+import { account, mayAsk } from './account';
 
 export interface BarActions {
   setLanguage(language: Language): void;
@@ -52,6 +54,9 @@ export class Bar {
   private readonly k = h('input', { type: 'range', id: 'k', min: K_MIN, max: K_MAX, step: 1, class: 'range' });
   private readonly kShown = h('output', { for: 'k', class: 'k-shown' });
   private readonly layouts: Record<'radial' | 'force', HTMLButtonElement>;
+  private readonly fresh: HTMLElement;
+  private readonly account = h('span', { class: 'account-place' });
+  private accountOf: Session | null = null;
   private timer = 0;
 
   constructor(
@@ -69,9 +74,9 @@ export class Bar {
     copy.addEventListener('click', () => this.copy());
     const help = h('button', { type: 'button', class: 'button', 'aria-label': t('bar.help') }, icon('help'));
     help.addEventListener('click', () => actions.help());
-    const fresh = h(
+    this.fresh = h(
       'a',
-      { class: 'button', href: '/v/', 'aria-label': t('bar.new') },
+      { class: 'button', href: '/v/', hidden: true, 'aria-label': t('bar.new') },
       icon('upload'),
       h('span', { class: 'wide-only' }, t('bar.new')),
     );
@@ -95,7 +100,7 @@ export class Bar {
       { class: 'bar' },
       brand(),
       h('div', { class: 'head' }, this.title, notice()),
-      h('div', { class: 'actions' }, unfold, fresh, copy, languageSwitch(actions), help),
+      h('div', { class: 'actions' }, unfold, this.fresh, copy, languageSwitch(actions), help, this.account),
       tools,
     );
     this.update();
@@ -108,7 +113,15 @@ export class Bar {
   }
 
   update(): void {
-    const { data, store } = this.context;
+    const { data, store, api } = this.context;
+    this.fresh.hidden = !mayAsk(data.session);
+    if (data.session !== this.accountOf) {
+      this.accountOf = data.session;
+      fill(
+        this.account,
+        account(api, data.session, (words) => this.context.say(words)),
+      );
+    }
     const words = verdictWords(data, store.view.text);
     if (words === null) {
       fill(

@@ -5,6 +5,7 @@ import { type Context, QUERY, statusWords } from '../context';
 import { fill, foreign, h } from '../dom';
 import { has, t } from '../i18n';
 import { icon, symbol } from '../icons';
+import { slices } from './slices';
 
 const PICTURE = 256;
 
@@ -45,12 +46,24 @@ export class CasePanel {
     const rank = node?.rank ?? detail?.rank ?? null;
     const title = isQuery ? t('case.query') : rank ? t('case.title', { rank }) : t('case.centre');
     const modality = node?.modality ?? detail?.modality ?? '';
-    const below = !isQuery && rank !== 0 && data.verdict !== 'similar';
-    const facts = [
-      !isQuery && node && rank !== 0 && score(this.context, node, below),
-      !isQuery && rank !== 0 && node && status(node),
-    ];
+    const below = rank !== 0 && data.verdict !== 'similar';
+    const facts = [node && rank !== 0 && score(this.context, node, below), rank !== 0 && node && status(node)];
     const focused = (document.activeElement as HTMLElement | null)?.id ?? '';
+    if (isQuery) {
+      fill(
+        this.root,
+        h(
+          'div',
+          { class: 'query-head' },
+          h('div', { class: 'case-name' }, h('h2', { class: 'case-title' }, title), this.steps(node)),
+          (detail && slices(this.context.api, detail, title)) ?? this.picture(id, node, title, modality),
+        ),
+        data.cases.length > 0 && h('p', { class: 'soft' }, t('case.none')),
+        details(detail, node, isQuery),
+      );
+      if (focused && this.root.querySelector(`#${CSS.escape(focused)}`)) document.getElementById(focused)?.focus();
+      return;
+    }
     fill(
       this.root,
       h(
@@ -64,9 +77,8 @@ export class CasePanel {
           ...facts,
         ),
       ),
-      this.buttons(id, isQuery, rank),
-      isQuery && data.cases.length > 0 && h('p', { class: 'soft' }, t('case.none')),
-      !isQuery && findings(node, detail),
+      this.buttons(id, rank),
+      findings(node, detail),
       details(detail, node, isQuery),
     );
     if (focused && this.root.querySelector(`#${CSS.escape(focused)}`)) document.getElementById(focused)?.focus();
@@ -118,8 +130,7 @@ export class CasePanel {
     );
   }
 
-  private buttons(id: string, isQuery: boolean, rank: number | null): HTMLElement | null {
-    if (isQuery) return null;
+  private buttons(id: string, rank: number | null): HTMLElement {
     const compare = h(
       'button',
       { type: 'button', class: 'button button-strong', id: 'case-compare' },

@@ -9,6 +9,7 @@ import { Follow, type Side } from '../pane/follow';
 import { Frames } from '../pane/frames';
 import type { Window } from '../pane/lut';
 import { Pane } from '../pane/pane';
+import { WHOLE, ZOOM_STEP, type Zoom } from '../pane/zoom';
 import type { Place } from '../state';
 import { WhyLayer } from './why';
 
@@ -96,7 +97,11 @@ export class ComparePanel {
       new Pane(names[side], this.head(side, names[side]), {
         move: (frame) => this.move(side, frame),
         window: (window) => this.setWindow(side, window),
-        resetWindow: () => this.defaults(),
+        reset: () => {
+          this.defaults();
+          this.setZoom(WHOLE);
+        },
+        zoom: (zoom) => this.setZoom(zoom),
       });
     this.panes = { query: pane('query'), case: pane('case') };
     this.why = new WhyLayer(this.context, this.panes, () => this.match());
@@ -114,7 +119,7 @@ export class ComparePanel {
       this.root,
       h('h2', { class: 'hidden-text' }, t('tab.compare')),
       h('div', { class: 'panes' }, this.panes.query.root, this.panes.case.root),
-      h('div', { class: 'compare-tools' }, this.presets, sync, this.why.button),
+      h('div', { class: 'compare-tools' }, this.presets, this.zoomTools(), sync, this.why.button),
       this.windowSliders(),
       this.why.root,
       details.case.best.length > 0 && h('section', { class: 'block' }, h('h3', {}, t('compare.best')), this.bestList),
@@ -265,6 +270,34 @@ export class ComparePanel {
       this.panes?.[one].setWindow(this.windows[one]);
     }
     this.showSliders();
+  }
+
+  /** Both panes show the same part. */
+  private setZoom(zoom: Zoom): void {
+    for (const side of SIDES) this.panes?.[side].setZoom(zoom);
+  }
+
+  /** The same by buttons, for those without a wheel, a second finger or a middle button. */
+  private zoomTools(): HTMLElement {
+    const button = (key: 'minus' | 'plus' | 'move', words: string, act: (one: HTMLButtonElement) => void) => {
+      const one = h('button', { type: 'button', class: 'segment', 'aria-label': words, title: words }, icon(key));
+      one.addEventListener('click', () => act(one));
+      return one;
+    };
+    const move = button('move', t('compare.move'), (one) => {
+      const moving = !this.panes?.case.moving;
+      for (const side of SIDES) this.panes?.[side].setMoving(moving);
+      one.setAttribute('aria-pressed', String(moving));
+    });
+    move.id = 'pane-move';
+    move.setAttribute('aria-pressed', 'false');
+    return h(
+      'div',
+      { class: 'segments', role: 'group', 'aria-label': t('compare.zoom') },
+      button('minus', t('graph.zoom_out'), () => this.panes?.case.zoomBy(1 / ZOOM_STEP)),
+      button('plus', t('graph.zoom_in'), () => this.panes?.case.zoomBy(ZOOM_STEP)),
+      move,
+    );
   }
 
   private defaults(): void {

@@ -14,6 +14,7 @@ export class ListPanel {
   private rows = new Map<string, HTMLTableRowElement>();
   private pictures = new Map<string, HTMLCanvasElement>();
   private descending = false;
+  private stale = true;
 
   constructor(private readonly context: Context) {}
 
@@ -30,7 +31,15 @@ export class ListPanel {
     return this.descending ? shown.reverse() : shown;
   }
 
+  /** The tab has been opened, perhaps: rows that were left unmade are made now. */
+  opened(): void {
+    if (this.stale) this.update();
+  }
+
+  /** Rows cost nothing while the tab is closed. */
   update(): void {
+    this.stale = this.context.store.view.tab !== 'list';
+    if (this.stale) return;
     this.rows.clear();
     this.pictures.clear();
     const cases = this.cases();

@@ -16,7 +16,12 @@ export function kindOf(error: unknown): Kind {
 }
 
 /** A page that says one thing, and what can be done. */
-export function messagePage(kind: Kind, retry: () => void, setLanguage: (language: Language) => void): HTMLElement {
+export function messagePage(
+  kind: Kind,
+  retry: () => void,
+  setLanguage: (language: Language) => void,
+  ask: boolean,
+): HTMLElement {
   document.title = `${t(`state.${kind}` as Key)} · dicomnode`;
   const again = h('button', { type: 'button', class: 'button button-strong' }, t('state.retry'));
   again.addEventListener('click', retry);
@@ -40,7 +45,7 @@ export function messagePage(kind: Kind, retry: () => void, setLanguage: (languag
         'div',
         { class: 'case-buttons' },
         (kind === 'error' || kind === 'busy') && again,
-        h('a', { class: 'button', href: '/v/' }, icon('upload'), t('state.upload')),
+        ask && h('a', { class: 'button', href: '/v/' }, icon('upload'), t('state.upload')),
       ),
     ),
   );
