@@ -161,8 +161,8 @@ export class ComparePanel {
     pane.setSeries(found);
     const choice = pane.title.querySelector('select');
     if (choice && found) choice.value = String(found.index);
-    if (found) this.windows[side] = { center: found.window[0], width: found.window[1] };
-    pane.setWindow(this.windows[side]);
+    if (side === 'case' && this.shared()) this.setWindow('query', this.windows.query);
+    else this.ownWindow(side);
     this.drawPresets();
   }
 
@@ -263,9 +263,18 @@ export class ComparePanel {
   }
 
   /** Hounsfield units mean the same in both panes; other values have no common window. */
+  private shared(): boolean {
+    return this.series.query?.modality === 'CT' && this.series.case?.modality === 'CT';
+  }
+
+  /** The window that a series brings along; where the window is shared, that of the image in question. */
+  private ownWindow(side: Side): void {
+    const own = this.series[this.shared() ? 'query' : side]?.window;
+    this.setWindow(side, own ? { center: own[0], width: own[1] } : this.windows[side]);
+  }
+
   private setWindow(side: Side, window: Window): void {
-    const shared = this.series.query?.modality === 'CT' && this.series.case?.modality === 'CT';
-    for (const one of shared ? SIDES : [side]) {
+    for (const one of this.shared() ? SIDES : [side]) {
       this.windows[one] = { center: window.center, width: window.width };
       this.panes?.[one].setWindow(this.windows[one]);
     }
@@ -301,12 +310,7 @@ export class ComparePanel {
   }
 
   private defaults(): void {
-    for (const side of SIDES) {
-      const own = this.series[side]?.window;
-      if (own) this.windows[side] = { center: own[0], width: own[1] };
-      this.panes?.[side].setWindow(this.windows[side]);
-    }
-    this.showSliders();
+    for (const side of SIDES) this.ownWindow(side);
   }
 
   private showSliders(): void {
