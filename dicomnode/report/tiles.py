@@ -65,7 +65,7 @@ def score_words(answer: Answer, case: Case, t: Texts) -> tuple[str, str]:
 
 
 def finding_lines(case: Case, t: Texts) -> list[str]:
-    """What is known of a case, one text a finding, each of them drawable."""
+    """What is known of a case, one text a finding, each of them drawable; the same words in two systems once."""
 
     def line(finding: Finding) -> str:
         display = without_controls(clean_text(finding.display))
@@ -73,7 +73,8 @@ def finding_lines(case: Case, t: Texts) -> list[str]:
         return display if drawable(display) else without_controls(clean_text(f"{finding.system} {finding.code}"))
 
     if case.status is FindingStatus.PRESENT and case.findings:
-        return [text if drawable(text := line(f)) and text.strip() else t.finding_uncoded for f in case.findings]
+        said = (text if drawable(text := line(f)) and text.strip() else t.finding_uncoded for f in case.findings)
+        return list(dict.fromkeys(said))
     return finding_text(case, t)
 
 

@@ -146,6 +146,12 @@ def test_a_finding_the_font_cannot_draw_shows_its_code() -> None:
     assert np.array_equal(in_japanese, as_code)
 
 
+def test_a_diagnosis_coded_in_two_systems_is_said_once() -> None:
+    coded = (Finding("I10C", "U07.1", "COVID-19"), Finding("SCT", "840539006", "COVID-19"))
+    twice, once = (np.asarray(draw_sheet(tiles(1, findings=f), Language.EN, "1")) for f in (coded, coded[:1]))
+    assert np.array_equal(twice, once)
+
+
 def test_no_identity_is_drawn(header: Dataset) -> None:
     one, _ = build_contact_sheet(header, tiles(3), SPEC)
     header.PatientName, header.PatientID, header.AccessionNumber = "Other^Person", "42", "ACC"
