@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from dicomnode.archive import schema as t
 from dicomnode.domain import Finding, FindingStatus, Pseudonym, PseudoUid
 
+LABELS = "labels"  # source of cases of a LABELS.csv
 IN_CHUNK = 500  # values of one IN (...), below SQLite's limit of bound variables
 
 
@@ -76,6 +77,18 @@ class Cases:
             query = query.where(t.studies.c.modality == modality)
         with self._engine.connect() as db:
             return {PseudoUid(uid) for uid in db.execute(query).scalars()}
+
+    def patients_since(self, when: float, only: Pseudonym | None = None) -> set[Pseudonym]:
+        """Patients with DICOM studies who came into the catalogue after a time; ``only``: at most this one.
+
+        Pictures of a LABELS.csv are nobody's: no identity came with them.
+        """
+        query = sa.select(t.patients.c.pseudonym).distinct().join(t.studies)
+        query = query.where(t.patients.c.created > when, t.studies.c.source != LABELS)
+        if only is not None:
+            query = query.where(t.patients.c.pseudonym == only)
+        with self._engine.connect() as db:
+            return {Pseudonym(p) for p in db.execute(query).scalars()}
 
     def files(self, row: int) -> list[CaseFile]:
         """Objects of a study that have rows and columns."""

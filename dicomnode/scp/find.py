@@ -7,6 +7,7 @@ value of one, is ever logged. Relational queries are not supported, except for s
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -15,13 +16,14 @@ import structlog
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import evt
+from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.events import Event
 from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]  # made at import
 
 from dicomnode.archive.finding import Condition, Level, Row
 from dicomnode.errors import DicomnodeError, InputError
-from dicomnode.scp.association import NotAuthorised, SpoolingAssociation
+from dicomnode.scp.association import MAX_IN_MEMORY, NotAuthorised, SpoolingAssociation
 from dicomnode.scp.keys import IdentifierMismatch, Query, read_level, read_query
 from dicomnode.scp.server import Service
 from dicomnode.scp.similar import Asked, read_similar, write_similar
@@ -134,6 +136,7 @@ def _answers(event: Event, assoc: SpoolingAssociation, opened: Callable[[], Repo
 def _read(event: Event, repository: Repository) -> tuple[Asked | None, Query]:
     """The request, read whole: pydicom decodes an element when it is asked for."""
     try:
+        _require_bounded(event)
         identifier = event.identifier
         identifier.decode()
         for _ in identifier.iterall():
@@ -146,6 +149,22 @@ def _read(event: Event, repository: Repository) -> tuple[Asked | None, Query]:
     if read_level(identifier) is not Level.IMAGE:
         raise IdentifierMismatch("similar images are asked for at IMAGE level", place="QueryRetrieveLevel")
     return asked, read_query(identifier, repository.pseudonymous, relational=True, others=asked.tags)
+
+
+def _require_bounded(event: Event) -> None:
+    """Before pydicom inflates a deflated identifier (PS3.5 A.5) whole: 1 MB on the wire may be 1 GB in memory.
+
+    Raises
+    ------
+    ValueError
+        It inflates to more than an identifier may have.
+    """
+    request = cast(C_FIND, event.request)
+    if event.context.transfer_syntax != DeflatedExplicitVRLittleEndian or request.Identifier is None:
+        return
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    if len(inflate.decompress(request.Identifier.getvalue(), MAX_IN_MEMORY + 1)) > MAX_IN_MEMORY:
+        raise ValueError("an identifier without end")
 
 
 def _identifier(query: Query, row: Row, called: str) -> Dataset:

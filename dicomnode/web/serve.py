@@ -5,6 +5,7 @@ Access logs are off because their lines would hold the tokens of links. Never bi
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
@@ -13,12 +14,15 @@ from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from dicomnode.errors import Busy, SettingsError
 
 BACKLOG = 128
 GRACE_S = 10  # for requests under way when the node stops
-MAX_REQUESTS = 256  # at once; more are answered 503
+MAX_REQUESTS = 256  # connections at once, idle ones too; more are answered 503
+HEAD_S = 20.0  # in which the head of a request comes
+FLUSH_S = 120.0  # in which the rest of an answer is read, once nothing more is asked
 _NOT_OURS = (errno.EADDRNOTAVAIL, errno.EACCES)
 
 
@@ -63,6 +67,7 @@ def serve(app: ASGIApp, sock: socket.socket, stop: threading.Event | None = None
     """
     config = uvicorn.Config(
         app,
+        http=_Prompt,
         access_log=False,
         log_config=None,
         server_header=False,
@@ -84,6 +89,45 @@ def serve(app: ASGIApp, sock: socket.socket, stop: threading.Event | None = None
         if watcher is not None:
             watcher.join()
         sock.close()
+
+
+class _Prompt(H11Protocol):
+    """Lets go of a client that neither asks nor reads: uvicorn counts its connection and would wait for ever.
+
+    No timer runs while a request is answered; what reads a body has its own.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._watch(HEAD_S)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            self._unwatch()
+        elif self._deadline is None:
+            self._watch(HEAD_S)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """As uvicorn's; a client that does not read its answer is cut off in the end."""
+        super().timeout_keep_alive_handler()
+        self._unwatch()
+        self._watch(FLUSH_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self, seconds: float) -> None:
+        self._deadline = self.loop.call_later(seconds, self.transport.abort)
+
+    def _unwatch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
 
 
 class _Stoppable(uvicorn.Server):

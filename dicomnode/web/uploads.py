@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +28,7 @@ OVERHEAD_BYTES = 1024  # of a part's boundary and headers; a browser sends about
 WRITE_FROM = 1 << 20  # bytes that are collected before they are parsed and written in one go
 DRAIN_S = 10.0
 IDLE_S = 30.0  # a sender that is silent for longer is let go
+SLOWEST = 16 << 10  # bytes a second, on the average: each upload holds one of few places
 
 
 class Received:
@@ -63,12 +65,18 @@ async def receive(
     StorageFull
         The disk is full.
     """
-    if length.isdigit() and int(length) > max_bytes + max_files * OVERHEAD_BYTES:
+    most = max_bytes + max_files * OVERHEAD_BYTES
+    if length.isdigit() and int(length) > most:
         raise _too_large(max_bytes)
     form = _Form(content_type, folder, max_bytes, max_files)
-    pending = bytearray()
+    pending, came, began = bytearray(), 0, time.monotonic()
     try:
         async for chunk in _timed(stream):
+            came += len(chunk)
+            if came > most:  # parts that are no file, and what follows the last one, cost time too
+                raise _too_large(max_bytes)
+            if time.monotonic() - began > IDLE_S + came / SLOWEST:
+                raise UploadRefused("idle", "the upload comes too slowly")
             pending += chunk
             if len(pending) >= WRITE_FROM:
                 await run_in_threadpool(form.feed, bytes(pending))

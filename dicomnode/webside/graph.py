@@ -23,7 +23,7 @@ from dicomnode.index.repository import VectorIndex
 from dicomnode.index.resident import Resident
 from dicomnode.web.handles import QUERY, Handles
 from dicomnode.web.options import GraphAsk
-from dicomnode.webside.opened import OpenResult, OpenSlice
+from dicomnode.webside.opened import OpenResult, OpenSlice, own_patients
 
 Place = tuple[PseudoUid, int]  # an instance of the repository and the frame in it
 
@@ -59,10 +59,11 @@ class Graphs:
         now = self._index.searcher.refresh()
         probe = self._case_probe(now, start) if start is not None else self._probe(result)
         rows = self._cases.by_uid([case.study_uid for case in answer.cases])
+        own = own_patients(result, self._cases)
         shown = [
             (case, rows[case.study_uid])
             for case in answer.cases
-            if case.study_uid in rows and rows[case.study_uid].patient != result.patient
+            if case.study_uid in rows and rows[case.study_uid].patient not in own
         ]
         nodes, edges = self._nodes(result, now, probe, shown)
         return {
@@ -79,7 +80,7 @@ class Graphs:
         }
 
     def _ask(self, result: OpenResult, ask: GraphAsk, start: CaseRow | None) -> Answer:
-        exclude = {result.patient} if result.patient is not None else set()
+        exclude = own_patients(result, self._cases)
         if start is None:
             if not len(result.slices) or len(result.vectors) != len(result.slices):
                 raise InputError("the query's images are no longer kept", advice="send the study again")

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dicomnode.archive.answers import Answers, StoredAnswer
+from dicomnode.archive.cases import Cases
 from dicomnode.domain import Answer, Pseudonym, PseudoUid
 from dicomnode.errors import Expired, NotFound
 from dicomnode.telemetry.audit import AuditEvent, AuditTrail
@@ -53,7 +54,9 @@ class OpenResult:
     vectors : float32 [n, dim]
         Beside ``slices``; both empty where they are no longer kept.
     patient, study
-        The query's own: never shown, and left out of every search.
+        The query's own: never shown, and left out of every search. No patient: nobody known when it was asked.
+    created : float
+        When it was asked, seconds since the epoch.
     """
 
     id: str
@@ -67,6 +70,23 @@ class OpenResult:
     study: PseudoUid | None = field(default=None, repr=False)
     text: str = ""
     created: float = 0.0
+
+
+def still_shown(answer: Answer, cases: Cases) -> Answer:
+    """An answer without the cases that were removed, or whose patient was excluded, since it was made."""
+    there = cases.by_uid(case.study_uid for case in answer.cases)
+    return replace(answer, cases=tuple(case for case in answer.cases if case.study_uid in there))
+
+
+def own_patients(result: OpenResult, cases: Cases, only: Pseudonym | None = None) -> set[Pseudonym]:
+    """Who may be the query's own patient, and so is in no search; ``only``: whether this one may be.
+
+    A patient whom nobody knew when a study was asked about may be in the repository since, under a pseudonym that the
+    result cannot tell: all who came later are left out then. A plain picture is of nobody.
+    """
+    if result.patient is not None:
+        return {result.patient}
+    return cases.patients_since(result.created, only) if result.study else set()
 
 
 class FindUpload(Protocol):
@@ -156,6 +176,7 @@ class Opened:
             patient=query.patient,
             study=query.study,
             text=found.text,
+            created=found.asked,
         )
 
     def _answer(self, token: str) -> OpenResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from dicomnode.web.handles import QUERY, Handles
 from dicomnode.web.options import FrameData, GraphAsk, WhyAsk
 from dicomnode.webside.graph import Graphs
 from dicomnode.webside.images import Images, Shown, render_png, series_json
-from dicomnode.webside.opened import Opened, OpenResult
+from dicomnode.webside.opened import Opened, OpenResult, own_patients, still_shown
 
 PAIRS = 8  # slice pairs of a case that are named
 EXPLAINED = 128  # explanations kept in memory, each some kilobytes
@@ -271,9 +272,10 @@ class Results:
         found = self._opened.find(result_id, who)
         if found.kind != "answer":
             raise NotFound("a query of the browser has no contact sheet")
-        if not found.answer.cases:
+        answer = still_shown(found.answer, self._cases)
+        if not answer.cases:
             raise InputError("this answer has no cases to show")
-        return self._sheet(found, kind, language)
+        return self._sheet(replace(found, answer=answer), kind, language)
 
     def _case(self, found: OpenResult, handle: str) -> CaseRow:
         row = self._find_case(found, handle)
@@ -287,5 +289,5 @@ class Results:
         row = self._cases.by_id(named.row) if named is not None else None
         if named is None or row is None or not named.is_of(row.study):
             return None
-        own = row.study == found.study or (found.patient is not None and row.patient == found.patient)
+        own = row.study == found.study or row.patient in own_patients(found, self._cases, row.patient)
         return None if own else row

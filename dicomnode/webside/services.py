@@ -25,7 +25,7 @@ from dicomnode.telemetry.audit import AuditEvent
 from dicomnode.web.handles import Handles
 from dicomnode.webside.graph import Graphs
 from dicomnode.webside.images import Images
-from dicomnode.webside.opened import DAY_S, Opened, OpenResult
+from dicomnode.webside.opened import DAY_S, Opened, OpenResult, still_shown
 from dicomnode.webside.results import Embed, Results
 from dicomnode.workflow.uploads import Uploads
 
@@ -35,6 +35,7 @@ WARM_AFTER_S = 2.0
 SHEETS = 16  # drawn sheets and documents kept in memory, about 1 MB each
 
 Readiness = Mapping[str, Any]
+Shown = tuple[PseudoUid, ...]  # the cases that a sheet shows
 
 
 class WebSide:
@@ -53,7 +54,7 @@ class WebSide:
         self._loading = threading.Lock()
         self._warming = threading.Lock()
         self._drawing = threading.Lock()
-        self._sheets: OrderedDict[tuple[str, str, str], bytes] = OrderedDict()
+        self._sheets: OrderedDict[tuple[str, str, str], tuple[Shown, bytes]] = OrderedDict()
 
     def readiness(self) -> Readiness:
         """State of the parts by name."""
@@ -68,7 +69,7 @@ class WebSide:
         if time.time() - stored.created > self._node.settings.web.link_days * DAY_S:
             return "expired"
         self._node.audit.record(AuditEvent.ANSWER_VIEWED, actor=actor, row=stored.id)
-        return stored.answer.as_json()
+        return still_shown(stored.answer, self._cases).as_json()
 
     def link_state(self, token: str) -> Literal["open", "expired", "unknown"]:
         """Whether a link leads somewhere."""
@@ -79,7 +80,7 @@ class WebSide:
 
     def thumbnail(self, token: str, instance_uid: str) -> bytes | None:
         """PNG of a slice that an answer shows."""
-        answer = self._node.answers.by_token(token).answer
+        answer = still_shown(self._node.answers.by_token(token).answer, self._cases)
         shown = {m.instance for c in answer.cases for m in c.matches}
         if instance_uid not in shown:  # a link opens its own answer and nothing else
             return None
@@ -95,10 +96,13 @@ class WebSide:
         return self._node.metrics.render()
 
     @cached_property
+    def _cases(self) -> Cases:
+        return Cases(self._node.catalogue.engine)
+
+    @cached_property
     def results(self) -> Results:
         """Services below ``/api/v1/results``; opens the index by the pack's manifest, without its networks."""
         node = self._node
-        cases = Cases(node.catalogue.engine)
         handles = Handles(bytes.fromhex(node.vault.keyed_hash("web", "cases")))
         opened = Opened(
             node.answers, node.catalogue.patient_of, node.folders.results, node.audit, node.settings.web.link_days
@@ -106,9 +110,9 @@ class WebSide:
         opened.uploads = self.queries
         return Results(
             opened,
-            cases,
-            Graphs(node.index, node.catalogue, cases, handles, node.settings.retrieval.k),
-            Images(cases, node.objects, node.thumbnails),
+            self._cases,
+            Graphs(node.index, node.catalogue, self._cases, handles, node.settings.retrieval.k),
+            Images(self._cases, node.objects, node.thumbnails),
             handles,
             embed=self._embed,
             warm=self.warm,
@@ -128,6 +132,7 @@ class WebSide:
             minutes=web.upload_minutes,
             audit=node.audit,
             default_issuer=node.settings.node.default_issuer,
+            shown=lambda answer: still_shown(answer, self._cases),
         )
 
     def _context(self) -> Any:
@@ -167,15 +172,16 @@ class WebSide:
                 raise PackError(f"the networks cannot be loaded ({type(exc).__name__})") from exc
 
     def _sheet(self, result: OpenResult, kind: str, language: str) -> bytes:
-        """The contact sheet of a stored answer; drawn once."""
-        key = (result.id, kind, language)
+        """The contact sheet of a stored answer; drawn once, and again when cases of it are gone."""
+        key, shown = (result.id, kind, language), tuple(case.study_uid for case in result.answer.cases)
         with self._drawing:
-            if key not in self._sheets:
-                self._sheets[key] = self._draw(result, kind, Language(language))
+            held = self._sheets.get(key)
+            if held is None or held[0] != shown:
+                held = self._sheets[key] = (shown, self._draw(result, kind, Language(language)))
             self._sheets.move_to_end(key)
             while len(self._sheets) > SHEETS:
                 self._sheets.popitem(last=False)
-            return self._sheets[key]
+            return held[1]
 
     def _draw(self, result: OpenResult, kind: str, language: Language) -> bytes:
         from dicomnode.report.document import draw_document

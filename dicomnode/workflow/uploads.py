@@ -67,11 +67,13 @@ class UploadResult:
     """An answered query: what the viewer shows and what another ``k`` is asked with.
 
     ``question.query`` names its slices by ``KeptSlice.name`` and so does every answer to it; it holds their vectors and
-    the patient to leave out. ``owner`` is who may see it, beside administrators. ``expires``: seconds since the epoch.
+    the patient to leave out. ``owner`` is who may see it, beside administrators. ``asked``, ``expires``: seconds since
+    the epoch.
     """
 
     id: str
     owner: str
+    asked: float
     expires: float
     answer: Answer
     question: Question = field(repr=False)
@@ -97,6 +99,7 @@ class _Upload:
     question: Question | None = None
     slices: tuple[KeptSlice, ...] = ()
     answer: Answer | None = None
+    asked: float = field(default_factory=time.time)
     used: float = 0.0
     gone: bool = False
 
@@ -126,6 +129,8 @@ class Uploads:
         Issuer of Patient IDs that name none.
     minutes : float
         How long an answered query is kept after its last use.
+    shown : callable
+        An answer without the cases that may no longer be shown.
     """
 
     def __init__(
@@ -138,12 +143,14 @@ class Uploads:
         audit: AuditTrail,
         default_issuer: str = "",
         minutes: float = KEPT_MINUTES,
+        shown: Callable[[Answer], Answer] = lambda answer: answer,
         depth: int = QUEUE_DEPTH,
     ) -> None:
         self._context = context
         self._identified, self._kept = identified, kept
         self.max_bytes, self.max_files = max_bytes, MAX_FILES
         self._audit, self._issuer = audit, default_issuer
+        self._shown = shown
         self._keep_s, self._depth = minutes * 60.0, depth
         self._uploads: dict[str, _Upload] = {}
         self._waiting: deque[_Upload] = deque()
@@ -242,6 +249,7 @@ class Uploads:
             return UploadResult(
                 id=upload.id,
                 owner=upload.owner,
+                asked=upload.asked,
                 expires=time.time() + self._keep_s,
                 answer=upload.answer,
                 question=upload.question,
@@ -271,7 +279,7 @@ class Uploads:
             "error": upload.error,
             "skipped": dict(upload.skipped),
         }
-        return state if upload.answer is None else state | upload.answer.as_json()
+        return state if upload.answer is None else state | self._shown(upload.answer).as_json()
 
     def _expire(self) -> None:
         """Drop what was not used for long, and the oldest where there are too many. Holds the lock."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -27,6 +29,7 @@ from pydicom.uid import (
     MRImageStorage,
 )
 from pynetdicom import AE
+from pynetdicom import _config as pynetdicom_config
 from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 from pynetdicom.sop_class import (
@@ -567,6 +570,25 @@ def test_an_identifier_without_end_ends_the_association(here):
     assoc = here.associate()
     assert send_raw(assoc, b"\x08\0\x60\0" + b"\0" * (2 << 20)) == [None]
     assert here.ask(identifier(StudyInstanceUID=""))[1][-1] == 0x0000
+
+
+def test_a_deflated_identifier_that_inflates_without_end_is_refused(here, monkeypatch):
+    monkeypatch.setattr(pynetdicom_config, "LOG_REQUEST_IDENTIFIERS", False)  # as in every receiver
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    level = encoded(identifier(StudyInstanceUID=""), ExplicitVRLittleEndian)
+    # (0043,1001) OB of 64 MiB: 64 kB on the wire
+    head = b"\x43\0\x01\x10OB\0\0" + struct.pack("<I", 64 << 20)
+    bomb = packer.compress(level + head) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(64)) + packer.flush()
+    plain = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    good = plain.compress(level) + plain.flush()
+    assoc = here.associate(syntax=DeflatedExplicitVRLittleEndian)
+    tracemalloc.start()
+    try:
+        assert send_raw(assoc, bomb, good) == [0xC000, 0x0000]
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assoc.release()
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

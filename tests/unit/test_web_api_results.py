@@ -24,7 +24,7 @@ from dicomnode.archive import schema as tables
 from dicomnode.config import Auth
 from dicomnode.domain import Finding, FindingStatus, Role
 from dicomnode.errors import PackError
-from dicomnode.testing import sample_repository, sample_study
+from dicomnode.testing import sample_repository, sample_study, write_study
 from dicomnode.web.access import Principal
 from dicomnode.web.api import schema
 from dicomnode.web.app import create_app
@@ -287,6 +287,38 @@ class TestHandles:
         for query in ({}, {"k": 100}):
             assert case["subject"] not in own.get("/graph", **query).text
         assert square(own.get("/atlas", cases=case["id"]).content, 0, 64) is None
+
+    @pytest.mark.parametrize("gone", ["excluded", "removed"])
+    def test_what_is_gone_is_on_no_page_image_or_sheet_made_before(self, own, gone):
+        case = own.stored.answer.cases[0]
+        page, image = f"/v/r/{own.stored.token}/plain", f"/v/r/{own.stored.token}/cases/1.png"
+        sheets = ("/contact-sheet.png", "/contact-sheet.pdf")
+        assert case.subject in own.client.get(page).text
+        assert own.client.get(image).status_code == 200
+        before = [own.get(s).content for s in sheets]
+        if gone == "excluded":
+            own.node.catalogue.exclude_patient(case.subject)
+        else:
+            assert remove_study(own.node.context, case.study_uid)
+        assert own.client.get(image).status_code == 404
+        shown = own.client.get(page)
+        assert shown.status_code == 200
+        assert case.subject not in shown.text
+        for sheet, former in zip(sheets, before, strict=True):
+            again = own.get(sheet)
+            assert again.status_code == 200
+            assert again.content != former
+
+    def test_a_patient_unknown_when_asked_who_came_since_is_not_led_to(self, own, tmp_path):
+        assert own.stored.patient is None
+        images = sample_study(2, matrix=64, patient_id="A", seed=99)
+        write_study(images, tmp_path / "later")  # the follow-up, of another day
+        add_paths(own.node.context, [tmp_path / "later"], {})
+        mine = own.node.vault.pseudonym_for("", "A", create=False)
+        assert mine is not None
+        for query in ({"k": 1000}, {"k": 1000, "from_": own.handle()}, {"status": "unknown"}):
+            graph = own.graph(**query)
+            assert mine not in {n["subject"] for n in graph["nodes"]}, query
 
 
 class TestCase:

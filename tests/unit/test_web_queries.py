@@ -26,6 +26,7 @@ from workflow_samples import rows
 from dicomnode.node import Node
 from dicomnode.testing import sample_repository, sample_study, write_study
 from dicomnode.web.access import LOCAL, Principal
+from dicomnode.web.api import queries as queries_api
 from dicomnode.web.api.queries import _Routes, router
 from dicomnode.web.options import WebOptions
 from dicomnode.workflow.asking import ask, search
@@ -414,6 +415,25 @@ class TestEvents:
             assert "done" not in told.text
             held.go.set()
 
+    def test_a_query_is_followed_by_so_many_at_once_and_then_by_others(self, node, picture, monkeypatch):
+        monkeypatch.setattr(queries_api, "STREAMS", 1)
+        with opened(node) as site:
+            held = Held(node)
+            site.uploads._context = held
+            upload_id = site.post(picture).json()["id"]
+            path = f"{POST}/{upload_id}/events"
+            told = []
+            first = threading.Thread(target=lambda: told.append(site.client.get(path)))
+            first.start()
+            time.sleep(0.5)
+            refused = site.client.get(path)
+            held.go.set()
+            first.join(WAIT_S)
+            assert (refused.status_code, refused.json()["code"]) == (429, "too-many-requests")
+            assert refused.headers["retry-after"]
+            assert '"done"' in told[0].text
+            assert site.client.get(path).status_code == 200
+
 
 class TestWhoMay:
     def test_nobody_and_the_holder_of_a_link_may_not(self, site, picture):
@@ -455,6 +475,7 @@ class TestRefusals:
             ([b""], {}, 422, "empty"),
             ([b"x"], {"k": "0"}, 422, "bad-k"),
             ([b"x"], {"k": "201"}, 422, "bad-k"),
+            ([b"x"], {"k": "01009999999"}, 422, "bad-k"),
             ([b"x"], {"k": "²"}, 422, "bad-k"),
             ([b"x"], {"k": "ten"}, 422, "bad-k"),
             ([b"x"], {"text": "a" * 201}, 422, "bad-text"),

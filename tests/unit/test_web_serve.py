@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from dicomnode.errors import Busy, SettingsError
+from dicomnode.web import serve as web_serve
 from dicomnode.web.serve import bind, serve
 
 
@@ -81,3 +83,42 @@ def test_a_taken_port_is_busy_and_a_foreign_address_a_bad_setting():
         bind("192.0.2.1", 0)
     with pytest.raises(SettingsError, match=r"\[web\] host"):
         bind("no such host", 0)
+
+
+def test_connections_that_ask_nothing_are_closed_and_keep_nobody_out(monkeypatch):
+    monkeypatch.setattr(web_serve, "MAX_REQUESTS", 4)
+    monkeypatch.setattr(web_serve, "HEAD_S", 0.5)
+    sock, stop, entered = bind("127.0.0.1", 0), threading.Event(), threading.Event()
+    port = sock.getsockname()[1]
+    server = threading.Thread(target=serve, args=(slow_app(entered, 1.0), sock, stop))
+    server.start()
+    try:
+        idle = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(5)]
+        idle[0].sendall(b"GET / HTTP/1.1\r\nHost: ")  # begins, and never ends
+        for connection in idle:
+            connection.settimeout(10)
+            assert connection.recv(1) == b""  # closed by the server
+            connection.close()
+        answer = httpx.get(f"http://127.0.0.1:{port}/", timeout=10)  # takes longer than a head may
+        assert (answer.status_code, answer.text) == (200, "done")
+    finally:
+        stop.set()
+        server.join(10)
+
+
+def test_a_connection_that_asked_once_may_not_stay_for_ever_either(monkeypatch):
+    monkeypatch.setattr(web_serve, "HEAD_S", 0.5)
+    sock, stop, entered = bind("127.0.0.1", 0), threading.Event(), threading.Event()
+    server = threading.Thread(target=serve, args=(slow_app(entered, 0.0), sock, stop))
+    server.start()
+    try:
+        with socket.create_connection(("127.0.0.1", sock.getsockname()[1]), 10) as connection:
+            connection.settimeout(4)  # below the 5 s after which uvicorn closes what is wholly silent
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            while b"done" not in (got := connection.recv(4096)):
+                assert got
+            connection.sendall(b"G")
+            assert connection.recv(1) == b""
+    finally:
+        stop.set()
+        server.join(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from http.cookies import SimpleCookie
@@ -19,8 +20,11 @@ from sign_in_samples import (
     open_link,
     sign_in,
 )
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
-from dicomnode.web.sign_in import local_path
+from dicomnode.web import sign_in as sign_in_module
+from dicomnode.web.sign_in import _read_form, local_path
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 
@@ -385,3 +389,17 @@ class TestLinkFromAnotherSite:
         again = client.get(f"/continue?next=/v/r/{OWN}", headers={"sec-fetch-site": "same-origin"})
         page = client.get(again.headers["location"], headers={"sec-fetch-site": "same-origin"})
         assert "Open the result" in page.text
+
+
+def test_a_form_that_never_ends_is_let_go(monkeypatch):
+    monkeypatch.setattr(sign_in_module, "FORM_S", 0.1)
+
+    async def drips():
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"", "more_body": True}
+
+    headers = [(b"content-type", b"application/x-www-form-urlencoded")]
+    request = Request({"type": "http", "method": "POST", "headers": headers}, drips)
+    with pytest.raises(HTTPException) as caught:
+        asyncio.run(asyncio.wait_for(_read_form(request), 5))
+    assert caught.value.status_code == 408

@@ -159,3 +159,26 @@ def test_what_is_changed_without_the_secret_of_the_session_is_refused(site, uplo
     assert site.client.delete(f"/api/v1/queries/{uploaded}").json()["code"] == "csrf"
     assert site.client.post("/api/v1/queries", files={"file": ("x", picture)}).json()["code"] == "csrf"
     assert site.get(uploaded).status_code == 200
+
+
+def test_a_query_whose_study_is_archived_meanwhile_is_not_led_to_it(site, tmp_path):
+    images = sample_study(2, matrix=64, patient_id="NEW-TO-THE-NODE", seed=81)
+    files = write_study(images, tmp_path / "new")
+    upload = site.asked(*(p.read_bytes() for p in files))
+    add_paths(site.node.context, [tmp_path / "new"], {})
+    mine = site.node.vault.pseudonym_for("", "NEW-TO-THE-NODE", create=False)
+    assert mine is not None
+    case = site.get(upload, "/graph").json()["nodes"][1]["id"]
+    for query in ({"k": 50}, {"k": 50, "from": case}):
+        graph = site.get(upload, "/graph", **query)
+        assert graph.status_code == 200
+        assert mine not in {n["subject"] for n in graph.json()["nodes"]}, query
+
+
+def test_an_answered_query_names_no_case_that_was_excluded_since(site, study):
+    upload = site.asked(*(p.read_bytes() for p in study))
+    subject = site.client.get(f"/api/v1/queries/{upload}").json()["cases"][-1]["subject"]
+    site.node.catalogue.exclude_patient(subject)
+    state = site.client.get(f"/api/v1/queries/{upload}").json()
+    assert state["cases"]
+    assert subject not in json.dumps(state)

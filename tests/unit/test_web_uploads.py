@@ -121,6 +121,11 @@ class TestReceive:
         many = b"--XX\r\n" + b"A: b\r\n" * 1000
         refused(UploadRefused, "truncated", read, many, tmp_path / "b")
 
+    def test_what_is_no_file_counts_too(self, tmp_path):
+        data = part("k", b"7", None) * 40_000  # 2.5 MiB, no file and one field
+        refused(UploadTooLarge, "too-large", read, data, tmp_path / "a", step=64 << 10)
+        refused(UploadTooLarge, "too-large", read, body() + bytes(2 * MIB), tmp_path / "b", step=64 << 10)
+
     @pytest.mark.parametrize("kind", ["", "application/json", "multipart/form-data", "multipart/mixed; boundary=XX"])
     def test_another_content_type(self, tmp_path, kind):
         refused(UploadWrongKind, "not-multipart", read, body(), tmp_path / "to", kind=kind)
@@ -134,6 +139,19 @@ class TestReceive:
 
         def call() -> None:
             asyncio.run(receive(silent(), TYPE, "", tmp_path, max_bytes=MIB, max_files=5))
+
+        refused(UploadRefused, "idle", call)
+
+    def test_a_sender_that_drips_is_let_go(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(uploads, "IDLE_S", 0.3)
+
+        async def drips() -> AsyncIterator[bytes]:
+            for byte in part("file", bytes(MIB)):
+                yield bytes([byte])
+                await asyncio.sleep(0.02)
+
+        def call() -> None:
+            asyncio.run(receive(drips(), TYPE, "", tmp_path, max_bytes=MIB, max_files=5))
 
         refused(UploadRefused, "idle", call)
 

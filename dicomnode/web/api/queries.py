@@ -30,8 +30,10 @@ log = structlog.get_logger(__name__)
 
 PREFIX = "/api/v1/queries"
 MAX_K = 200
+MAX_K_DIGITS = 4
 MAX_TEXT = 200
 LOOK_S = 0.1  # between two looks at a query's state
+STREAMS = 64  # followed at once, of all users: each holds a connection of the server's 256
 KEEPALIVE_S = 15.0  # a comment for proxies that close silent connections
 ENDED = ("done", "failed")
 UPLOAD_ID = r"^[0-9a-f]{32}$"
@@ -227,6 +229,7 @@ def router(services: HasQueries, options: WebOptions) -> APIRouter:
 class _Routes:
     def __init__(self, queries: QueryService) -> None:
         self._queries = queries
+        self._streams = 0
 
     async def post(self, request: Request, principal: User) -> Response:
         """DICOM files of one study (or a zip of them), or one picture. De-identified before anything else is done."""
@@ -259,23 +262,33 @@ class _Routes:
             raise
 
     async def get(self, upload_id: UploadId, principal: User) -> Response:
-        state = self._queries.state(upload_id, _asker(principal))
+        state = await run_in_threadpool(self._queries.state, upload_id, _asker(principal))
         if state is None:
             return _unknown()
         return JSONResponse(state, headers={"Cache-Control": "no-store"})
 
     async def events(self, upload_id: UploadId, principal: User, request: Request) -> Response:
         asker = _asker(principal)
-        if self._queries.state(upload_id, asker) is None:
+        if await run_in_threadpool(self._queries.state, upload_id, asker) is None:
             return _unknown()
+        if self._streams >= STREAMS:
+            return _refusal(TooManyRequests("too-many-requests", f"{STREAMS} queries are followed already"))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._follow(upload_id, asker, request), 200, headers, "text/event-stream")
 
     async def _follow(self, upload_id: str, asker: str | None, request: Request) -> AsyncIterator[str]:
+        self._streams += 1
+        try:
+            async for event in self._changes(upload_id, asker, request):
+                yield event
+        finally:
+            self._streams -= 1
+
+    async def _changes(self, upload_id: str, asker: str | None, request: Request) -> AsyncIterator[str]:
         told: dict[str, Any] | None = None
         silent = 0.0
         while not await request.is_disconnected():
-            state = self._queries.state(upload_id, asker)
+            state = await run_in_threadpool(self._queries.state, upload_id, asker)
             if state is None:
                 return
             if state != told:
@@ -304,7 +317,7 @@ def _asked(fields: dict[str, str]) -> tuple[int, str]:
     if len(text) > MAX_TEXT or not text.isprintable():
         raise UploadRefused("bad-text", f"text has at most {MAX_TEXT} printable characters")
     k = fields.get("k", "10").strip()
-    if not (k.isascii() and k.isdigit() and 1 <= int(k[:4]) <= MAX_K):
+    if not (k.isascii() and k.isdigit() and len(k) <= MAX_K_DIGITS and 1 <= int(k) <= MAX_K):
         raise UploadRefused("bad-k", f"k is a number from 1 to {MAX_K}")
     return int(k), text
 
