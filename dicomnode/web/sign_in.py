@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 HOME = "/v/"
 MAX_FORM = 8192  # bytes
+FORM_S = 20.0  # in which it comes
 HASHING = 2  # passwords checked at once: each takes 64 MiB and a processor
 _LOCAL_PATH = re.compile(r"/v/[A-Za-z0-9_\-./?=&%+~:,]{0,1000}")
 _LEAVES = "cache", "storage"  # what a browser forgets at sign-out: images stay in no cache of a shared workstation
@@ -269,10 +270,14 @@ async def _read_form(request: Request) -> dict[str, str]:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise HTTPException(415)
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_FORM:
-            raise HTTPException(413)
+    try:
+        async with asyncio.timeout(FORM_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_FORM:
+                    raise HTTPException(413)
+    except TimeoutError:
+        raise HTTPException(408) from None
     try:
         fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=10, errors="strict")
     except ValueError:

@@ -101,3 +101,19 @@ def test_two_processes_write_side_by_side_and_lose_nothing(engine, tmp_path):
             for name in ("patients", "studies", "series", "instances", "node")
         }
     assert counts == {"patients": 1, "studies": 60, "series": 60, "instances": 120, "node": 1}
+
+
+def test_the_first_start_waits_for_another_process_that_is_creating_the_file(tmp_path):
+    path = tmp_path / "fresh.sqlite3"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE theirs (id)")
+    done = threading.Timer(0.3, other.execute, ("COMMIT",))
+    done.start()
+    engine = open_engine(path)
+    with engine.connect() as db:
+        assert db.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert db.exec_driver_sql("SELECT count(*) FROM theirs").scalar() == 0
+    done.join()
+    other.close()
+    engine.dispose()
