@@ -7,6 +7,7 @@ power cut (sqlite.org/pragma.html#pragma_synchronous). Never shares a connection
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.pool import NullPool
 
 BUSY_TIMEOUT_MS = 30_000  # a writer waits for another process's commit, it does not fail
+_LOOK_S = 0.02
 
 
 def open_engine(target: Path | str, *, pooled: bool = True) -> Engine:
@@ -36,7 +38,7 @@ def open_engine(target: Path | str, *, pooled: bool = True) -> Engine:
         connection.isolation_level = None  # the driver must not begin transactions behind our back
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _use_wal(cursor)
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
@@ -47,6 +49,20 @@ def open_engine(target: Path | str, *, pooled: bool = True) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _use_wal(cursor: sqlite3.Cursor) -> None:
+    """Switch to WAL; beside a process that is creating the file SQLite refuses that at once, without its timeout."""
+    end = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as exc:
+            if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(_LOOK_S)
+        else:
+            return
 
 
 class Changes:
