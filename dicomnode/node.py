@@ -71,6 +71,14 @@ class Node:
     settings: Settings
     prepared: bool = False
 
+    def close(self) -> None:
+        """End the child processes and close the databases that were opened; may be called more than once."""
+        for part in ("deid", "stored_index", "index", "spool"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
+        if "_engine" in self.__dict__:
+            self._engine.dispose()
+
     @property
     def data_dir(self) -> Path:
         return self.settings.node.data_dir

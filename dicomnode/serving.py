@@ -144,8 +144,7 @@ def run_receiver(node: Node, stop: threading.Event, name: str, listener: socket.
     try:
         receive(listener, options, stop, services=node.find_services(), counts=node.metrics)
     finally:
-        if "stored_index" in node.__dict__:  # opened by a query
-            node.stored_index.close()
+        node.close()
 
 
 def run_worker(node: Node, stop: threading.Event) -> None:
@@ -190,8 +189,7 @@ def run_worker(node: Node, stop: threading.Event) -> None:
         for thread in threads:
             thread.join(timeout=5)
         worker.close()
-        node.deid.close()
-        node.index.close()
+        node.close()
         clear_beat(node.runtime, "worker")
 
 

@@ -43,7 +43,7 @@ def deid_command(
         return
     with progress_bar("files", quiet=json) as update:
         done = deidentify_files(node.deid_context, paths or [], None if dry_run else out_dir, update)
-    node.deid.close()
+    node.close()
     data = done.as_json(node.settings.deid.profile)
     if report is not None:
         import json as _json

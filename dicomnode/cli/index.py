@@ -43,7 +43,7 @@ def add(
         done += [add_labels(node.context, p, update) for p in labels]
         if folders:
             done.append(add_paths(node.context, folders, findings, update))
-    node.deid.close()
+    node.close()
     total = Added()
     for added in done:
         total += added
@@ -97,7 +97,7 @@ def rebuild(config: Config = None, json: Json = False) -> None:
         embedded = reindex(node.context, update)
     built = node.index.rebuild()
     data = {"lost": len(lost), "embedded": embedded, "line": built.line, **node.index.status()}
-    node.index.close()
+    node.close()
     if json:
         print_json(data)
     else:

@@ -201,5 +201,4 @@ class WebSide:
         """Stop the queries and delete what is left of them."""
         if "queries" in self.__dict__:
             self.queries.close()
-        if "index" in self._node.__dict__:
-            self._node.index.close()
+        self._node.close()

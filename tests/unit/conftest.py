@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.values import close_all_multiprocess_files
 from sqlalchemy import Engine
 
 from dicomnode.archive.database import open_engine
@@ -16,6 +19,7 @@ from dicomnode.node import Node, packs_folder
 from dicomnode.testing import Pacs, free_port
 
 MakeNode = Callable[..., Node]
+DESCRIPTORS = 200  # of a process between two modules of tests; about 50 where nothing is left
 
 
 @pytest.fixture
@@ -34,9 +38,36 @@ def embedder() -> Embedder:
 
 
 @pytest.fixture(scope="session")
-def make_node(embedder: Embedder) -> Iterator[MakeNode]:
+def made_nodes() -> list[Node]:
+    """Every node that a test or a module's fixture made and that is open."""
+    return []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nodes_of_a_module(made_nodes: list[Node]) -> Iterator[None]:
+    yield from _closed_after(made_nodes)
+    close_all_multiprocess_files()
+    gc.collect()
+    left = len(os.listdir("/proc/self/fd"))
+    assert left < DESCRIPTORS, f"{left} descriptors are open: tests or what they test leave some behind"
+
+
+@pytest.fixture(autouse=True)
+def _nodes_of_a_test(made_nodes: list[Node]) -> Iterator[None]:
+    yield from _closed_after(made_nodes)
+
+
+def _closed_after(made: list[Node]) -> Iterator[None]:
+    """Closes what was made meanwhile: pynetdicom's associations end where a descriptor is past 1,023 (``select``)."""
+    before = len(made)
+    yield
+    while len(made) > before:
+        made.pop().close()
+
+
+@pytest.fixture(scope="session")
+def make_node(embedder: Embedder, made_nodes: list[Node]) -> MakeNode:
     """``make_node(folder, pacs, **sections)``: the parts of a node, without its processes; the model is shared."""
-    made: list[Node] = []
 
     def make(folder: Path, *pacs: Pacs, **sections: dict[str, object]) -> Node:
         peers = [
@@ -55,17 +86,10 @@ def make_node(embedder: Embedder) -> Iterator[MakeNode]:
             )
         )
         node.__dict__["embedder"] = embedder
-        made.append(node)
+        made_nodes.append(node)
         return node
 
-    yield make
-    for node in made:
-        if "deid" in node.__dict__:
-            node.deid.close()
-        if "index" in node.__dict__:
-            node.index.close()
-        if "spool" in node.__dict__:
-            node.spool.close()
+    return make
 
 
 @pytest.fixture

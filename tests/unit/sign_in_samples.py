@@ -112,7 +112,7 @@ def make_site(folder: Path, *, links: str = "open", public_url: str = "", hours:
     file = folder / "catalogue.sqlite3"
     if not file.exists():
         file.write_bytes(_catalogue_with_anna())
-    users = Users(open_engine(file), clock, FAST)
+    users = Users(open_engine(file, pooled=False), clock, FAST)
     day = 86400.0
     made = {OWN: clock.now - day, OTHER: clock.now - day, EXPIRED: clock.now - days * day}
     sign_in_ = SignIn(users, b"k" * 32, made.get, audit.record, link_days=days, clock=clock)
