@@ -12,6 +12,7 @@ import pytest
 from loop import cases, opened, settled, wait_for
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import EncapsulatedPDFStorage
 from validators import VALIDATORS, NotInstalled
 
 from dicomnode.report.tree import sr_tree
@@ -67,14 +68,14 @@ def hospital_in(folder: Path, *, guard: bool = True, overwrite: bool = False, ob
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
     folder = tmp_path_factory.mktemp("orthanc")
-    orthanc, node = hospital_in(folder, objects=("sr", "contact-sheet"))
+    orthanc, node = hospital_in(folder, objects=("sr", "contact-sheet", "pdf"))
     findings = sample_repository(folder / "cases", 6, slices=SLICES, matrix=64)
     with orthanc, node:
         assert node.json("index", "add", folder / "cases", "--findings", findings)["studies"] == 6
         study = sample_study(SLICES, patient_id="ROUTED", name="Müller^Ana", seed=77, matrix=64, finding="nodule")
         assert Workstation().send(study, orthanc.host, orthanc.port, orthanc.ae_title) == [0] * SLICES
         here = Hospital(orthanc, node, study)
-        wait_for("report and contact sheet in Orthanc", lambda: here.of(9901) and here.of(9910), 120)
+        wait_for("report, contact sheet and PDF in Orthanc", lambda: all(map(here.of, (9901, 9910, 9912))), 120)
         yield here
 
 
@@ -92,7 +93,7 @@ def test_the_study_is_answered_without_anybody_asking(hospital: Hospital):
 
 def test_what_orthanc_serves_is_what_the_node_sent(hospital: Hospital):
     (served,) = hospital.of(9901)
-    sent = [opened(hospital.node).folders.sent(r) for r in (1, 2)]
+    sent = [opened(hospital.node).folders.sent(r) for r in (1, 2, 3)]
     (report,) = [ds for ds in map(dcmread, sent) if ds.Modality == "SR"]
     assert sr_tree(served) == sr_tree(report)
     assert served.SOPInstanceUID == report.SOPInstanceUID
@@ -105,14 +106,21 @@ def test_the_contact_sheet_came_too(hospital: Hospital):
     assert sheet.pixel_array.std() > 0
 
 
+def test_the_pdf_came_too_and_is_one(hospital: Hospital):
+    (pdf,) = hospital.of(9912)
+    assert (pdf.SOPClassUID, pdf.StudyInstanceUID) == (EncapsulatedPDFStorage, hospital.uid)
+    assert pdf.EncapsulatedDocument.startswith(b"%PDF-1")
+    assert b"%%EOF" in pdf.EncapsulatedDocument[-16:]
+
+
 @pytest.mark.parametrize("name", VALIDATORS)
 def test_the_validators_find_no_error_in_what_came_back(hospital: Hospital, tmp_path: Path, name: str):
     paths = []
-    for number in (9901, 9910):
+    for number in (9901, 9910, 9912):
         for ds in hospital.of(number):
             paths.append(tmp_path / f"{number}.dcm")
             ds.save_as(paths[-1], enforce_file_format=True)
-    assert len(paths) == 2
+    assert len(paths) == 3
     try:
         found = VALIDATORS[name](paths)
     except NotInstalled as missing:
@@ -131,7 +139,7 @@ def test_the_report_does_not_start_another_round(hospital: Hospital):
     time.sleep(REST_S)
     assert (hospital.rounds(), hospital.deliveries()) == (rounds, deliveries), "it goes round"
     assert rounds <= 3
-    assert len(hospital.of(9901)) == len(hospital.of(9910)) == 1
+    assert len(hospital.of(9901)) == len(hospital.of(9910)) == len(hospital.of(9912)) == 1
     parts = opened(hospital.node)
     answer = parts.answers.latest(parts.vault.uid(hospital.study[0].StudyInstanceUID))
     assert answer is not None

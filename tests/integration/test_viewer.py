@@ -322,6 +322,12 @@ def test_a_copied_link_opens_the_same_view(site: Site) -> None:
 def test_the_reports_link_to_one_case_selects_it(site: Site) -> None:
     page = opened(site.page(), f"{site.link}#case=3")
     expect(page.locator("#panel-case h2")).to_have_text("Case 3")
+    page.evaluate("() => { location.hash = '#case=2&tab=compare' }")  # a second link, into the same tab
+    expect(page.locator("#panel-compare")).to_contain_text("Case 2")
+    page.wait_for_function("() => !/case=2(&|$)/.test(location.hash)")  # the case itself, not its rank
+    page.reload()
+    rests(page)
+    expect(page.locator("#panel-compare")).to_contain_text("Case 2")
     page.context.close()
 
 

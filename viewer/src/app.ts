@@ -166,11 +166,8 @@ export class ResultApp implements Context {
     const { graph } = this.data;
     const { parts, store } = this;
     if (graph === null || parts === null) return;
-    const { selected } = store.view;
-    if (selected !== null && this.data.node(selected) === null) {
-      // the report's own links name a case by its rank
-      const ranked = RANK.test(selected) ? this.data.cases.find((node) => node.rank === Number(selected)) : undefined;
-      store.set({ selected: ranked?.id ?? null, place: null }, true);
+    if (store.view.selected !== null && this.data.node(store.view.selected) === null) {
+      store.set({ selected: this.ranked(store.view.selected), place: null }, true);
     }
     const nodes = graph.nodes.map((node) => ({
       id: node.id,
@@ -199,6 +196,12 @@ export class ResultApp implements Context {
     if (words) this.announce(words.title);
   }
 
+  /** The report's own links name a case by its rank, and the next one may be followed while a view is open. */
+  private ranked(name: string): string | null {
+    const found = RANK.test(name) ? this.data.cases.find((node) => node.rank === Number(name)) : undefined;
+    return found?.id ?? null;
+  }
+
   private shown(id: string): boolean {
     const node = this.data.node(id);
     return node === null || passes(node, this.store.view);
@@ -206,6 +209,10 @@ export class ResultApp implements Context {
 
   private changed(view: View, before: View): void {
     const { parts } = this;
+    const asks = ASKED.some((key) => view[key] !== before[key]);
+    if (this.data.graph !== null && !asks && view.selected !== null && this.data.node(view.selected) === null) {
+      view = this.store.settle({ selected: this.ranked(view.selected) });
+    }
     if (view.language !== before.language && view.language !== null && view.language !== language()) {
       this.mount();
       return;
@@ -225,7 +232,7 @@ export class ResultApp implements Context {
     parts.cases.update();
     parts.compare.update();
     this.refresh();
-    if (ASKED.some((key) => view[key] !== before[key])) void this.loadGraph();
+    if (asks) void this.loadGraph();
   }
 
   /** The small parts that tell of everything: bar, legend, captions, status line. */

@@ -138,6 +138,13 @@ export class Store {
     this.replace(view);
   }
 
+  /** The same view in other words: the present entry and address, of which nobody is told. */
+  settle(change: Partial<View>): View {
+    this.view = { ...this.view, ...change };
+    history.replaceState(null, '', location.pathname + location.search + format(this.view));
+    return this.view;
+  }
+
   private replace(view: View): void {
     const before = this.view;
     if (format(view) === format(before)) return;

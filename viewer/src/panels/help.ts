@@ -17,12 +17,17 @@ const KEYS: [string[], Key][] = [
   [['?'], 'help.question'],
 ];
 
+/** In a picture; what the mouse does is in words of the language. */
+const PICTURE: [(string | { words: Key })[], Key][] = [
+  [[{ words: 'help.wheel' }], 'help.slices'],
+  [[{ words: 'help.drag' }], 'help.window'],
+  [['Ctrl', { words: 'help.wheel' }], 'help.zoomed'],
+  [['Shift', '←', '→', '↑', '↓'], 'help.moved'],
+  [[{ words: 'help.double' }], 'help.first'],
+];
+
 export function help(): HTMLDialogElement {
   const close = h('button', { type: 'button', class: 'button', 'aria-label': t('help.close') }, icon('close'));
-  const keys = h('dl', { class: 'keys' });
-  for (const [names, words] of KEYS) {
-    keys.append(h('dt', {}, ...names.map((name) => h('kbd', {}, name))), h('dd', {}, t(words)));
-  }
   const symbols = h('ul', { class: 'help-symbols' });
   const drawn: [Parameters<typeof symbol>[0], Key][] = [
     ['query', 'legend.query'],
@@ -39,7 +44,7 @@ export function help(): HTMLDialogElement {
     h(
       'div',
       { class: 'help-columns' },
-      h('section', {}, h('h3', {}, t('help.keys')), keys),
+      h('section', {}, h('h3', {}, t('help.keys')), list(KEYS), h('h3', {}, t('help.picture')), list(PICTURE)),
       h(
         'section',
         {},
@@ -58,4 +63,13 @@ export function help(): HTMLDialogElement {
     if (event.target === dialog) dialog.close();
   });
   return dialog;
+}
+
+function list(rows: typeof PICTURE): HTMLElement {
+  const keys = h('dl', { class: 'keys' });
+  for (const [names, words] of rows) {
+    const named = names.map((name) => h('kbd', {}, typeof name === 'string' ? name : t(name.words)));
+    keys.append(h('dt', {}, ...named), h('dd', {}, t(words)));
+  }
+  return keys;
 }
