@@ -22,8 +22,8 @@ class Incoming:
     ``write`` and ``file.flush`` are what pynetdicom calls on the file of a chunked data set.
     """
 
-    def __init__(self, folder: Path, meta: bytes, reserve: int) -> None:
-        self.path = folder / f"{secrets.token_hex(16)}.dcm"
+    def __init__(self, folder: Path, meta: bytes, reserve: int, prefix: str = "") -> None:
+        self.path = folder / f"{prefix}{secrets.token_hex(16)}.dcm"
         self.offset = len(meta)
         self.size = 0
         self.error: DicomnodeError | None = None

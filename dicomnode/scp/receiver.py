@@ -124,8 +124,9 @@ def receive(
     """
     silence_dicom_libraries()
     listener.setblocking(False)
-    spool = Spool.open(options.identified, reserve=options.reserve)
+    spool = Spool.open(options.identified, reserve=options.reserve, owner=options.name)
     try:
+        spool.sweep_own()
         server = ReceiverServer(listener, spool, options.server(services, counts))
         serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": POLL_S}, daemon=True)
         serving.start()

@@ -36,12 +36,16 @@ JOB_KEEP_S = 7 * 86400.0  # final jobs stay listed as long as sent results do ([
 
 
 class Spool(Jobs):
-    """The folder ``identified/`` with its objects and their database; one instance per process, threads may share."""
+    """The folder ``identified/`` with its objects and their database; one instance per process, threads may share.
 
-    def __init__(self, folder: Path, engine: Engine, *, reserve: int = RESERVE_BYTES) -> None:
+    ``owner`` names the receiver, of which there is one at a time: its files are named after it.
+    """
+
+    def __init__(self, folder: Path, engine: Engine, *, reserve: int = RESERVE_BYTES, owner: str = "") -> None:
         self.folder = folder
         self.objects = folder / OBJECTS
         self.reserve = reserve
+        self._prefix = f"{owner}." if owner else ""
         self._engine = engine
         self._read = engine.execution_options(read_only=True)
         self._rows = ArrivingRows(engine, folder / TURNS)
@@ -49,7 +53,7 @@ class Spool(Jobs):
         self._objects_fd = os.open(self.objects, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     @classmethod
-    def open(cls, folder: Path, *, reserve: int = RESERVE_BYTES) -> Self:
+    def open(cls, folder: Path, *, reserve: int = RESERVE_BYTES, owner: str = "") -> Self:
         """Open, or create, the spool in ``folder`` (``data_dir/identified``).
 
         Raises
@@ -72,7 +76,7 @@ class Spool(Jobs):
                 sync_folder(path)
         except OSError as exc:
             raise storage_error(exc) from exc
-        return cls(folder, engine, reserve=reserve)
+        return cls(folder, engine, reserve=reserve, owner=owner)
 
     def close(self) -> None:
         """Let go of the database and the folder."""
@@ -84,7 +88,7 @@ class Spool(Jobs):
 
     def incoming(self, meta: bytes) -> Incoming:
         """A file to receive into, on the spool's own file system; ``meta`` is preamble and file meta information."""
-        return Incoming(self.objects, meta, self.reserve)
+        return Incoming(self.objects, meta, self.reserve, self._prefix)
 
     def store(self, source: ReceivedFile) -> Stored:
         """Make a received file durable and give it its row. Idempotent by SOP Instance UID and data set bytes.
@@ -203,6 +207,26 @@ class Spool(Jobs):
             missing_files=len(missing),
         )
         return result
+
+    def sweep_own(self) -> int:
+        """Delete what a killed process of the same owner was receiving (never acknowledged); how many files.
+
+        For a receiver before it serves: ``sweep`` beside running receivers has to wait an hour, and what it would
+        leave that long is an original.
+        """
+        if not self._prefix:
+            return 0
+        own = {path.name: path for path in self.objects.glob(f"{self._prefix}*")}
+        with database_errors(), self._read.begin() as connection:
+            rows = connection.execute(
+                select(instances.c.path).where(instances.c.path.startswith(self._prefix, autoescape=True))
+            ).scalars()
+            orphans = own.keys() - set(rows)
+        for name in orphans:
+            own[name].unlink(missing_ok=True)
+        if orphans:
+            log.info("spool_swept", orphan_files=len(orphans))
+        return len(orphans)
 
     def _finish_removals(self, which: Any) -> int:
         with database_errors(), self._read.begin() as connection:

@@ -282,6 +282,20 @@ def test_a_spool_opened_again_has_everything(spool):
     second.close()
 
 
+def test_a_receiver_begins_by_deleting_what_its_killed_predecessor_was_receiving(tmp_path):
+    folder = tmp_path / "identified"
+    killed, other = Spool.open(folder, owner="receiver-1"), Spool.open(folder, owner="receiver-10")
+    acknowledged = received(killed)
+    killed.store(acknowledged)
+    received(killed, b"half of a data set", sop_uid="1.2.3.1.2")  # no row, so no answer
+    in_work = received(other, b"of a receiver that is there", sop_uid="1.2.3.1.3")
+    again = Spool.open(folder, owner="receiver-1")
+    assert again.sweep_own() == 1
+    assert files(again) == sorted([acknowledged.path, in_work.path])
+    assert Spool.open(folder).sweep_own() == 0  # who receives nothing owns nothing
+    assert len(files(again)) == 2
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
     if os.geteuid() == 0:
         (tmp_path / "identified").write_text("a file where the folder should be")
