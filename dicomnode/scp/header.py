@@ -56,8 +56,13 @@ class Header:
     own: bool
 
 
-def read_header(path: Path, offset: int, transfer_syntax: str, own_uids: Collection[str] = ()) -> Header:
+def read_header(
+    path: Path, offset: int, transfer_syntax: str, own_uids: Collection[str] = (), head: bytes = b""
+) -> Header:
     """The header of the data set that starts at ``offset`` bytes of ``path``.
+
+    ``head`` is the data set's beginning where the caller has it: the file is read only where that does not reach past
+    what is wanted.
 
     Raises
     ------
@@ -65,20 +70,18 @@ def read_header(path: Path, offset: int, transfer_syntax: str, own_uids: Collect
         The data set cannot be read, or has no usable Study Instance UID.
     """
     try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            ds, whole = _read(file, transfer_syntax)
-            study_uid = _uid(ds, "StudyInstanceUID")
-            sop_class = _uid(ds, "SOPClassUID")
-            header = Header(
-                study_uid=study_uid,
-                series_uid=_uid(ds, "SeriesInstanceUID"),
-                sop_class=sop_class,
-                sop_uid=_uid(ds, "SOPInstanceUID"),
-                # Cut off before Rows it may be an image: de-identification sees it, and says that it is truncated.
-                image=(_ROWS in ds or (not whole and _may_be_image(sop_class))) and sop_class not in _DERIVED_GRIDS,
-                own=any(_uid(ds, keyword) in own_uids for keyword in _MAKER_UIDS),
-            )
+        ds, whole = _read_head(head, transfer_syntax) or _read_file(path, offset, transfer_syntax)
+        study_uid = _uid(ds, "StudyInstanceUID")
+        sop_class = _uid(ds, "SOPClassUID")
+        header = Header(
+            study_uid=study_uid,
+            series_uid=_uid(ds, "SeriesInstanceUID"),
+            sop_class=sop_class,
+            sop_uid=_uid(ds, "SOPInstanceUID"),
+            # Cut off before Rows it may be an image: de-identification sees it, and says that it is truncated.
+            image=(_ROWS in ds or (not whole and _may_be_image(sop_class))) and sop_class not in _DERIVED_GRIDS,
+            own=any(_uid(ds, keyword) in own_uids for keyword in _MAKER_UIDS),
+        )
     except OSError as exc:
         raise InputError("the received file cannot be read back", advice="check the disk of [node] data_dir") from exc
     except Exception as exc:  # noqa: BLE001 - pydicom raises almost anything on hostile bytes
@@ -87,6 +90,21 @@ def read_header(path: Path, offset: int, transfer_syntax: str, own_uids: Collect
     if not study_uid or len(study_uid) > UID_MAX_CHARS or not study_uid.isprintable():
         raise InputError("the data set has no usable Study Instance UID (0020,000D)")
     return header
+
+
+def _read_head(head: bytes, transfer_syntax: str) -> tuple[Dataset, bool] | None:
+    """As ``_read``; None where the head ends too early, or fails to be read, for which the file decides."""
+    try:
+        ds, whole = _read(BytesIO(head), transfer_syntax)
+    except Exception:  # noqa: BLE001 - pydicom raises almost anything where data end
+        return None
+    return (ds, whole) if whole else None
+
+
+def _read_file(path: Path, offset: int, transfer_syntax: str) -> tuple[Dataset, bool]:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return _read(file, transfer_syntax)
 
 
 def _read(file: BinaryIO, transfer_syntax: str) -> tuple[Dataset, bool]:

@@ -15,6 +15,8 @@ from typing import Self
 from dicomnode.errors import DicomnodeError
 from dicomnode.scp.durability import require_space, storage_error
 
+HEAD_BYTES = 16 * 1024  # what of a data set is kept in memory; images reach their Rows within a few KB
+
 
 class Incoming:
     """One DICOM file being received into ``folder``; it has no row, so it does not count, until the spool stores it.
@@ -27,6 +29,7 @@ class Incoming:
         self.offset = len(meta)
         self.size = 0
         self.error: DicomnodeError | None = None
+        self._head = bytearray()
         self._hash = hashlib.sha256()
         self._fd = -1
         try:
@@ -41,7 +44,7 @@ class Incoming:
         """A data set that is read from the network and dropped: nothing is written."""
         self = cls.__new__(cls)
         self.path, self.offset, self.size, self.error = Path(os.devnull), 0, 0, error
-        self._hash, self._fd = hashlib.sha256(), -1
+        self._head, self._hash, self._fd = bytearray(), hashlib.sha256(), -1
         return self
 
     @property
@@ -51,6 +54,11 @@ class Incoming:
 
     def flush(self) -> None:
         """Nothing to flush: writes are unbuffered."""
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes of the data set, in which its identifiers are."""
+        return bytes(self._head)
 
     @property
     def sha256(self) -> str:
@@ -66,6 +74,8 @@ class Incoming:
         except OSError as exc:
             self._fail(storage_error(exc))
             return
+        if len(self._head) < HEAD_BYTES:
+            self._head += data[: HEAD_BYTES - len(self._head)]
         self._hash.update(data)
         self.size += len(data)
 

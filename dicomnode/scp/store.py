@@ -68,7 +68,7 @@ def _store(
     affected_class, affected_uid = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
     implementation = str(assoc.requestor.implementation_class_uid)
     try:
-        header = read_header(incoming.path, incoming.offset, transfer_syntax, own_uids)
+        header = read_header(incoming.path, incoming.offset, transfer_syntax, own_uids, incoming.head)
     except InputError as exc:
         # Kept as an image without a study: only so does a job, and with it a person, get to see it.
         log.warning("instance_unreadable", line=exc.line, bytes=incoming.size)

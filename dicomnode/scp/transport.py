@@ -163,8 +163,11 @@ class WakingDul(DULServiceProvider):
         return not self.serving and super().idle_timer_expired()
 
     def _read_pdu_data(self) -> None:
-        """As pynetdicom's, but data of an association that is established goes straight to where it belongs."""
-        if self.state_machine.current_state == _ESTABLISHED and isinstance(self.socket, BoundedSocket):
+        """As pynetdicom's, but data of an association that is established goes straight to where it belongs.
+
+        PDU after PDU, as long as there is nothing else to do: a turn of the reactor costs more than a PDU.
+        """
+        while self.state_machine.current_state == _ESTABLISHED and isinstance(self.socket, BoundedSocket):
             try:
                 data = self.socket.next_data()
                 pdu = None if data is None else DataPdu(data)
@@ -174,8 +177,11 @@ class WakingDul(DULServiceProvider):
             except ValueError:
                 self.event_queue.put("Evt19")  # invalid PDU
                 return
-            if pdu is not None:
-                self.assoc.dimse.receive_primitive(cast(P_DATA, pdu))
+            if pdu is None:
+                break
+            self.assoc.dimse.receive_primitive(cast(P_DATA, pdu))
+            self._idle_timer.restart()
+            if self._kill_thread or self.to_provider_queue.queue or not self.socket.ready or self.event_queue.queue:
                 return
         super()._read_pdu_data()
 
