@@ -246,7 +246,9 @@ def compared(base: Path, files: int, rounds: int, count: int) -> Iterator[str]:
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             for associations, folders in inputs.items():
                 loads.append(os.getloadavg()[0])
-                place = base / "run"
+                place = (
+                    base / f"run-{turn}-{name}-{associations}"
+                )  # kept: ext4 creates slowly where much was just deleted
                 with contenders[name](place) as running:
                     send(running.port, warm)
                     cpu = running.cpu_s()
@@ -255,7 +257,6 @@ def compared(base: Path, files: int, rounds: int, count: int) -> Iterator[str]:
                     measured = found[name, associations]
                     measured.rates.append(sent / seconds)
                     measured.cpu_ms.append((running.cpu_s() - cpu) / sent * 1000)
-                shutil.rmtree(place)
     load = f"load {min(loads):.1f} to {max(loads):.1f}"
     yield f"{files} CT of 0.5 MB, median of {rounds} rounds in turn (least to most); {load}."
     yield f"The disk alone, one writer: {statistics.median(disk):.0f} files/s written and fdatasynced ({_span(disk)})."

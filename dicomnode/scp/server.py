@@ -50,6 +50,7 @@ FULL_POLL_S = 0.02
 UNASKED_MAX = 200  # connections that have not asked for an association yet; each costs two threads
 STOP_IDLE_S = 2.0  # at the end, an association without traffic for this long is between two jobs
 YIELD_S = 0.002  # a busy receiver lets an idle one accept first; far below what a sender notices
+YIELD_MAX = 5
 
 _REASONS = {
     CALLED_AE_TITLE_NOT_RECOGNISED: "called-ae",
@@ -153,6 +154,7 @@ class ReceiverServer(ThreadedAssociationServer):
         self._admitted: set[SpoolingAssociation] = set()
         self._lock = threading.Lock()
         self._full_since: float | None = None
+        self.connections = 0  # open ones, associations or not yet
         ae = AE(ae_title=next(iter(options.access.roles)))
         ae.acse_timeout = options.first_pdu_s
         ae.dimse_timeout = options.idle_s
@@ -219,8 +221,11 @@ class ReceiverServer(ThreadedAssociationServer):
                 raise BlockingIOError
         else:
             self._full_since = None
-            time.sleep(YIELD_S * min(self.admitted, 5))
+            # Connections, not associations: of four senders that come at once each receiver gets its share.
+            time.sleep(YIELD_S * min(self.connections, YIELD_MAX))
         client, address = self._listener.accept()
+        with self._lock:
+            self.connections += 1
         client.settimeout(self.options.first_pdu_s)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -235,8 +240,18 @@ class ReceiverServer(ThreadedAssociationServer):
                 self.options.counts.rejected_association("tls")
                 log.warning("tls_handshake_failed", error=type(exc).__name__)
                 request.close()
+                self.connection_ended()
                 return
-        super().finish_request(request, client_address)
+        try:
+            super().finish_request(request, client_address)  # starts the association's thread
+        except BaseException:
+            self.connection_ended()
+            raise
+
+    def connection_ended(self) -> None:
+        """A connection that was accepted is over."""
+        with self._lock:
+            self.connections -= 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log without a traceback: it may quote what the client sent."""

@@ -6,8 +6,10 @@ is exactly what a C-STORE needs. Facts: PS3.8 9.3.5 (P-DATA-TF), PS3.7 9.3.1.2 (
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from pydicom.uid import UID
 
@@ -16,8 +18,12 @@ from dicomnode.domain import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NA
 P_DATA_TF = 0x04
 IS_COMMAND, IS_LAST = 1, 2  # bits of the message control header, PS3.8 annex E.2
 _PREAMBLE = b"\0" * 128 + b"DICM"
-_C_STORE_RSP, _NO_DATA_SET = 0x8001, 0x0101
-_PDU_HEADER, _PDV_HEADER = 6, 5
+_C_STORE_RQ, _C_STORE_RSP, _NO_DATA_SET = 0x0001, 0x8001, 0x0101
+_PLAIN_UID = re.compile(rb"([0-9.]{1,64})\0?")
+_PDU_HEADER, _PDV_HEADER, _ELEMENT_HEADER = 6, 5, 8
+_NUMBERS = (0x0100, 0x0110, 0x0700, 0x0800)  # command field, message ID, priority, data set type
+_US_BYTES = 2
+_LOWEST_PRIORITY = 2
 
 Fragment = tuple[int, memoryview]
 
@@ -83,6 +89,41 @@ def file_head(sop_class: UID, sop_uid: UID, transfer_syntax: UID) -> bytes:
         )
     )
     return _PREAMBLE + _explicit(0x00, b"UL", struct.pack("<I", len(meta))) + meta
+
+
+class StoreRequest(NamedTuple):
+    """What a C-STORE request says before its data set."""
+
+    message_id: int
+    priority: int
+    sop_class: str
+    sop_uid: str
+
+
+def store_request(command: memoryview) -> StoreRequest | None:
+    """Read a whole command set (PS3.7 6.3.1: implicit VR little endian) that is a plain C-STORE request.
+
+    None for every other command and for whatever is not as PS3.7 9.3.1.1 has it: pynetdicom judges those.
+    """
+    found: dict[int, bytes] = {}
+    at = 0
+    while at < len(command):
+        if len(command) - at < _ELEMENT_HEADER:
+            return None
+        group, element, length = struct.unpack_from("<HHI", command, at)
+        at += _ELEMENT_HEADER
+        if group or element in found or length > len(command) - at:
+            return None
+        found[element] = bytes(command[at : at + length])
+        at += length
+    numbers = [int.from_bytes(found.get(e, b""), "little") for e in _NUMBERS if len(found.get(e, b"")) == _US_BYTES]
+    uids = [_PLAIN_UID.fullmatch(found.get(e, b"")) for e in (0x0002, 0x1000)]
+    if len(numbers) < len(_NUMBERS) or uids[0] is None or uids[1] is None:
+        return None
+    kind, message_id, priority, data_set = numbers
+    if kind != _C_STORE_RQ or data_set == _NO_DATA_SET or priority > _LOWEST_PRIORITY:
+        return None
+    return StoreRequest(message_id, priority, uids[0][1].decode("ascii"), uids[1][1].decode("ascii"))
 
 
 def store_response(message_id: int, sop_class: UID, sop_uid: UID, status: int) -> bytes:

@@ -49,9 +49,9 @@ ACCESS = Access.of(
 class Running:
     """A server in this process with its spool."""
 
-    def __init__(self, folder: Path, **options) -> None:
+    def __init__(self, folder: Path, listener: socket.socket | None = None, **options) -> None:
         self.spool = Spool.open(folder / "identified", reserve=options.pop("reserve", 0))
-        self.listener = bind_listener("127.0.0.1", 0)
+        self.listener = listener or bind_listener("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
         self.peer = Peer(name="node", ae_title="DICOMNODE", port=self.port)
         self.server = ReceiverServer(self.listener, self.spool, ServerOptions(ACCESS, **options))
@@ -345,6 +345,29 @@ def test_an_item_that_claims_more_than_its_pdu_ends_the_association(node):
     assert list(running.spool.objects.iterdir()) == []
 
 
+def test_data_under_another_context_than_their_command_end_the_association(node):
+    running, ds = node(), ct()
+    ae = AE("PACS")
+    ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    ae.add_requested_context(Verification)
+    assoc = ae.associate("127.0.0.1", running.port, ae_title="DICOMNODE")
+    command, *data = pdus(ds, 1, 5000)
+    assoc.dul.socket.socket.sendall(command + b"".join(pdu[:10] + b"\x03" + pdu[11:] for pdu in data))
+    wait_until(lambda: assoc.is_aborted)
+    wait_until(lambda: running.server.admitted == 0 and running.files() == [])
+
+
+def test_a_command_in_the_middle_of_a_data_set_ends_the_association(node):
+    running, ds = node(), ct(pixels=bytes(20_000))
+    ae = AE("PACS")
+    ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
+    assoc = ae.associate("127.0.0.1", running.port, ae_title="DICOMNODE")
+    command, first, *_ = pdus(ds, 1, 5000)
+    assoc.dul.socket.socket.sendall(command + first + command)
+    wait_until(lambda: assoc.is_aborted)
+    wait_until(lambda: running.server.admitted == 0 and running.files() == [])
+
+
 def test_an_object_that_is_announced_and_never_sent_ends_with_the_idle_time(node):
     running = node(idle_s=1.0)
     assoc = running.associate(STORE)
@@ -384,6 +407,29 @@ def test_four_associations_at_once_lose_nothing(node):
         assert {s for statuses in pool.map(send, range(4)) for s in statuses} == {0}
     (found,) = running.spool.pending()
     assert found.images == len(running.files()) == 40
+
+
+def test_receivers_share_what_comes_at_once(node):
+    first = node()
+    second = node(listener=first.listener.dup())
+    held: list = []
+    for _ in range(3):  # what ended before does not count
+        held = [socket.create_connection(("127.0.0.1", first.port)) for _ in range(6)]
+        wait_until(lambda: first.server.connections + second.server.connections == 6)
+        assert first.server.connections == second.server.connections == 3
+        for peer in held:
+            peer.close()
+        wait_until(lambda: first.server.connections == second.server.connections == 0)
+
+
+def test_a_connection_is_over_however_it_ends(node):
+    running = node(first_pdu_s=0.3)
+    running.associate(calling="STRANGER")  # rejected
+    running.associate().abort()
+    running.associate().release()
+    silent = socket.create_connection(("127.0.0.1", running.port))
+    wait_until(lambda: running.server.connections == 0)
+    silent.close()
 
 
 def test_more_associations_than_allowed_are_rejected_for_now_and_slots_come_back(node):
