@@ -125,7 +125,10 @@ class Workstation:
         if (ds.SOPClassUID, syntax) not in taken:
             return NOT_SUPPORTED
         status = assoc.send_c_store(ds)
-        return int(status.Status) if "Status" in status else None
+        if "Status" in status:
+            return int(status.Status)
+        assoc.abort()  # else each instance that is left would wait for the whole time again
+        return None
 
 
 def _read(instance: Dataset | Path | str) -> Dataset:

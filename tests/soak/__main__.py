@@ -50,6 +50,7 @@ def main() -> int:
     )
     parser.add_argument("campaign", nargs="*", choices=[*CAMPAIGNS, []], help="which (default: all)")
     parser.add_argument("--rounds", type=int, help="rounds of each (default: its own)")
+    parser.add_argument("--first", type=int, default=0, help="round to begin with: two halves may run side by side")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--page", action="store_true", help="write the table into docs/endurance.md too")
@@ -61,7 +62,7 @@ def main() -> int:
         campaign, usual = CAMPAIGNS[name]
         rounds = arguments.rounds or usual
         try:
-            campaign(arguments.folder / name, arguments.seed).run(range(rounds))
+            campaign(arguments.folder / name, arguments.seed).run(range(arguments.first, rounds))
         except Broken as exc:
             with (arguments.folder / name / "soak.log").open("a") as log:
                 log.write(f"FAILED: {exc}\n")

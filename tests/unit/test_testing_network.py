@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
+from subprocess import DEVNULL, PIPE
 
 import pytest
 from pydicom import dcmread
@@ -117,3 +120,20 @@ def test_a_file_that_is_not_dicom_is_an_input_error(pacs, tmp_path):
     path.write_text("hello")
     with pytest.raises(InputError, match="not a DICOM file"):
         send(pacs, [path])
+
+
+def test_a_pacs_that_dies_is_waited_for_once(tmp_path):
+    code = (
+        "from dicomnode.testing import Pacs\n"
+        "with Pacs() as pacs:\n    pacs.delay_s = 0.3\n    print(pacs.port, flush=True)\n    input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True) as dying:
+        port = int(dying.stdout.readline())
+        threading.Timer(1.0, dying.kill).start()
+        began = time.monotonic()
+        statuses = Workstation(timeout=4).send(sample_study(20, matrix=32), "127.0.0.1", port)
+        waited = time.monotonic() - began
+    answered = statuses.count(0)
+    assert 0 < answered < 10
+    assert statuses == [0] * answered + [None] * (20 - answered)
+    assert waited < 3 * 4  # not once for each of the others
