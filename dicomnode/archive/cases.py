@@ -5,8 +5,9 @@ Everything is de-identified. A study of an excluded patient is never given out, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Engine
@@ -16,6 +17,8 @@ from dicomnode.domain import Finding, FindingStatus, Pseudonym, PseudoUid
 
 LABELS = "labels"  # source of cases of a LABELS.csv
 IN_CHUNK = 500  # values of one IN (...), below SQLite's limit of bound variables
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,14 @@ class Cases:
 
     def by_id(self, row: int) -> CaseRow | None:
         """One study by its row; None where it is gone or excluded."""
-        return next(iter(self._rows(t.studies.c.id == row)), None)
+        return self.by_ids([row]).get(row)
+
+    def by_ids(self, rows: Iterable[int]) -> dict[int, CaseRow]:
+        """The studies of these rows that are here and not excluded."""
+        found: dict[int, CaseRow] = {}
+        for chunk in _chunks(list(rows)):
+            found.update({row.id: row for row in self._rows(t.studies.c.id.in_(chunk))})
+        return found
 
     def where(self, *, status: FindingStatus | None = None, modality: str | None = None) -> set[PseudoUid]:
         """Studies with this status and this modality, where given."""
@@ -78,15 +88,15 @@ class Cases:
         with self._engine.connect() as db:
             return {PseudoUid(uid) for uid in db.execute(query).scalars()}
 
-    def patients_since(self, when: float, only: Pseudonym | None = None) -> set[Pseudonym]:
-        """Patients with DICOM studies who came into the catalogue after a time; ``only``: at most this one.
+    def patients_since(self, when: float, only: Collection[Pseudonym] | None = None) -> set[Pseudonym]:
+        """Patients with DICOM studies who came into the catalogue after a time; ``only``: of these few.
 
         Pictures of a LABELS.csv are nobody's: no identity came with them.
         """
         query = sa.select(t.patients.c.pseudonym).distinct().join(t.studies)
         query = query.where(t.patients.c.created > when, t.studies.c.source != LABELS)
         if only is not None:
-            query = query.where(t.patients.c.pseudonym == only)
+            query = query.where(t.patients.c.pseudonym.in_(only))
         with self._engine.connect() as db:
             return {Pseudonym(p) for p in db.execute(query).scalars()}
 
@@ -142,5 +152,5 @@ class Cases:
         ]
 
 
-def _chunks(values: list[PseudoUid]) -> Iterable[list[PseudoUid]]:
+def _chunks(values: list[T]) -> Iterable[list[T]]:
     return (values[i : i + IN_CHUNK] for i in range(0, len(values), IN_CHUNK))

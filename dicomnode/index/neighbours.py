@@ -61,7 +61,10 @@ def edges(vectors: Vectors, nearest: int = NEAREST) -> list[tuple[int, int, floa
         return []
     distance = np.clip(1.0 - (vectors @ vectors.T).astype(np.float64), 0.0, 2.0).round(DECIMALS)
     np.fill_diagonal(distance, np.inf)
-    columns = np.argsort(distance, axis=1, kind="stable")[:, :wanted]
     rows = np.repeat(np.arange(n), wanted)
+    left, columns = distance.copy(), np.empty((n, wanted), dtype=np.int64)
+    for place in range(wanted):  # the first of equal ones; to sort a thousand rows whole takes ten times as long
+        columns[:, place] = left.argmin(axis=1)
+        left[np.arange(n), columns[:, place]] = np.inf
     pairs = np.unique(np.sort(np.stack([rows, columns.ravel()], axis=1), axis=1), axis=0)
     return [(int(i), int(j), float(distance[i, j])) for i, j in pairs]

@@ -125,7 +125,7 @@ def without_copies(now: Resident, ranked: list[Ranked], wanted: int) -> list[Ran
             break
         while first < len(kept) and kept[first].score - case.score >= SAME_SCORE:
             first += 1
-        same = any(_alike(now, other.study, case.study) for other in kept[first:])
+        same = _among(now, case.study, [other.study for other in kept[first:]])
         (copies if same else kept).append(case)
     kept += copies[: wanted - len(kept)]
     place = {case.study: i for i, case in enumerate(ranked)}
@@ -203,12 +203,18 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return inverse + 1
 
 
+def _among(now: Resident, study: int, others: list[int]) -> bool:
+    """Whether a study shows the same images as one of the others."""
+    count = now.study_count[study]
+    likely = [other for other in others if now.study_count[other] == count]
+    if count == 1 and likely:  # plain pictures: hundreds may be compared for one answer
+        rows = [now.by_study[now.study_start[other]] for other in likely]
+        return bool((now.matrix[rows] @ now.matrix[now.by_study[now.study_start[study]]]).max() >= SAME_IMAGES)
+    return any(_alike(now, other, study) for other in likely)
+
+
 def _alike(now: Resident, a: int, b: int) -> bool:
-    if now.study_count[a] != now.study_count[b]:
-        return False
     rows_a, rows_b = now.rows_of(a), now.rows_of(b)
-    if len(rows_a) == 1:  # plain pictures: hundreds may be compared for one answer
-        return bool(now.matrix[rows_a[0]] @ now.matrix[rows_b[0]] >= SAME_IMAGES)
     # One slice alone tells nearly all pairs apart, at a tenth of the cost; rounding may differ in the last places.
     if float((now.matrix[rows_b] @ now.matrix[rows_a[0]]).max()) < SAME_IMAGES - ROUNDING:
         return False

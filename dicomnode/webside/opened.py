@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -78,8 +78,8 @@ def still_shown(answer: Answer, cases: Cases) -> Answer:
     return replace(answer, cases=tuple(case for case in answer.cases if case.study_uid in there))
 
 
-def own_patients(result: OpenResult, cases: Cases, only: Pseudonym | None = None) -> set[Pseudonym]:
-    """Who may be the query's own patient, and so is in no search; ``only``: whether this one may be.
+def own_patients(result: OpenResult, cases: Cases, only: Collection[Pseudonym] | None = None) -> set[Pseudonym]:
+    """Who may be the query's own patient, and so is in no search; ``only``: which of these few may be.
 
     A patient whom nobody knew when a study was asked about may be in the repository since, under a pseudonym that the
     result cannot tell: all who came later are left out then. A plain picture is of nobody.

@@ -200,7 +200,7 @@ class Results:
     def atlas(self, result_id: str, cases: Sequence[str], size: int, who: Principal) -> bytes:
         """Thumbnails as one picture; unknown handles are empty squares, as missing pictures are."""
         found = self._opened.find(result_id, who)
-        rows = {case: row for case in cases if case != QUERY and (row := self._find_case(found, case)) is not None}
+        rows = self._find_cases(found, [case for case in cases if case != QUERY])
         places = self._graphs.best_places(found, list(rows.values()))
         paths = self._cases.paths([place[0] for place in places.values()])
         pictures = []
@@ -278,16 +278,16 @@ class Results:
         return self._sheet(replace(found, answer=answer), kind, language)
 
     def _case(self, found: OpenResult, handle: str) -> CaseRow:
-        row = self._find_case(found, handle)
+        row = self._find_cases(found, [handle]).get(handle)
         if row is None:
             raise NotFound("no such case")
         return row
 
-    def _find_case(self, found: OpenResult, handle: str) -> CaseRow | None:
-        """The case behind a handle; None where it is unknown, removed, excluded, or the query's own patient's."""
-        named = self._handles.open(found.id, handle)
-        row = self._cases.by_id(named.row) if named is not None else None
-        if named is None or row is None or not named.is_of(row.study):
-            return None
-        own = row.study == found.study or row.patient in own_patients(found, self._cases, row.patient)
-        return None if own else row
+    def _find_cases(self, found: OpenResult, handles: Sequence[str]) -> dict[str, CaseRow]:
+        """The cases behind handles, without those unknown, removed, excluded, or the query's own patient's."""
+        named = {handle: name for handle in handles if (name := self._handles.open(found.id, handle)) is not None}
+        rows = self._cases.by_ids(name.row for name in named.values())
+        there = {handle: rows[name.row] for handle, name in named.items() if name.row in rows}
+        there = {handle: row for handle, row in there.items() if named[handle].is_of(row.study)}
+        own = own_patients(found, self._cases, {row.patient for row in there.values()})
+        return {handle: row for handle, row in there.items() if row.study != found.study and row.patient not in own}
