@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from loop import reports, storescu, walk
-from playwright.sync_api import Page, expect, sync_playwright
-from test_viewer import BUNDLE, CHROMIUM, FLAGS
+from playwright.sync_api import Browser, Page, expect
+from test_viewer import BUNDLE, CHROMIUM, Site, browser, whole_story
 
 from dicomnode.testing import Pacs, RunningNode
+
+__all__ = ["browser"]  # a fixture
 
 QUERY = "ct-chest-rider-64"
 LABELLED = 24
@@ -37,8 +39,8 @@ NEXT = """key => new Promise(done => {
 
 
 @pytest.fixture(scope="module")
-def link(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The link in the report of a chest CT, on a node with labelled pictures and the other series."""
+def site(shared: Path, tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Site]:
+    """A node with labelled pictures and other series that has answered a chest CT."""
     base = tmp_path_factory.mktemp("real")
     data = base / "data"
     for archive in sorted((shared / "dicom").glob("*.tar.xz")):
@@ -56,22 +58,27 @@ def link(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         series = next(p for p in sorted(data.iterdir()) if p.name.startswith("ct-lungbases"))
         node.json("index", "add", series, "--findings", shared / "dicom" / "findings.csv")
         node.json("index", "add", base / "LABELS.csv")
-        storescu(node, *sorted((base / "chest").glob("*.dcm")))
+        study = sorted((base / "chest").glob("*.dcm"))
+        storescu(node, *study)
         pacs.wait_for(1, timeout=240)
         sr = reports(pacs.received, str(pacs.datasets()[0].StudyInstanceUID))[0]
         texts = [str(item.TextValue) for item in walk(sr) if "TextValue" in item]
-        yield next(found[0] for text in texts if (found := re.search(r"http://\S+/v/r/\w+", text)))
+        link = next(found[0] for text in texts if (found := re.search(r"http://\S+/v/r/\w+", text)))
+        yield Site(node, link, study, browser)
 
 
 @pytest.fixture
-def page(link: str) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_context(locale="en", viewport={"width": 1440, "height": 900}).new_page()
-        page.set_default_timeout(60_000)
-        page.goto(link)
-        yield page
-        browser.close()
+def page(site: Site) -> Iterator[Page]:
+    page = site.page()
+    page.set_default_timeout(60_000)
+    page.goto(site.link)
+    yield page
+    page.context.close()
+
+
+@pytest.mark.parametrize("language", ["en", "es"])
+def test_the_whole_story_of_a_real_ct(site: Site, language: str) -> None:
+    whole_story(site, language)
 
 
 def test_a_real_ct_is_compared_slice_by_slice(page: Page, capsys: pytest.CaptureFixture[str]) -> None:
