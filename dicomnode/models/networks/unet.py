@@ -74,7 +74,7 @@ class UNet(nn.Module):
         """The way down: feature maps at H, H/2 ... H/16; the last is the bottleneck."""
         maps = [self.down[0](x)]
         for block in list(self.down)[1:]:
-            maps.append(block(functional.max_pool2d(maps[-1], 2)))  # noqa: PERF401 - each needs the one before
+            maps.append(block(functional.max_pool2d(maps[-1], 2)))
         return maps
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 Own implementation of Chollet, arXiv 1610.02357. It never sees pixels.
 
-**Native** (default): the input is already the stride-32 grid, so strides are 1 and a last 1x1 convolution returns to the
-encoding's channels. Every value keeps its place, and a match can be explained per region.
+**Native** (default): the input is already the stride-32 grid, so strides are 1 and a last 1x1 convolution returns to
+the encoding's channels. Every value keeps its place, and a match can be explained per region.
 
 **Literal**: the encoding [C, h, w] is laid out as one grey plane, row after row in the order of its memory, and the
 Xception shrinks that plane as it would an image; a 1x1 convolution and a pixel shuffle bring it back to the plane's
