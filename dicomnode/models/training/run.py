@@ -92,7 +92,7 @@ class Run:
         self.patience = patience
         self.about = dict(about or {})
         self.device = device_of(next(iter(self.modules.values())))
-        self.scaler = torch.amp.GradScaler("cuda", enabled=self.device == "cuda")  # type: ignore[no-untyped-call]
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.device == "cuda")
         self.curves: list[dict[str, float]] = []
         self._began = time.monotonic()
         self._times: list[float] = []
@@ -154,7 +154,8 @@ class Run:
     def step(self, loss: Tensor) -> float:
         """One optimiser step; the loss's value."""
         self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch has no annotation for it
+        scaled: Any = self.scaler.scale(loss)  # torch does not say what it is
+        scaled.backward()
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.schedule.step()
