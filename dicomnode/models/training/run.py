@@ -14,7 +14,7 @@ import csv
 import json
 import pickle
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Run:
         self._began = time.monotonic()
         self._times: list[float] = []
         self._total = 0
-        self._advance = lambda _what: None
+        self._advance: Callable[[str], None] = lambda _what: None
         folder.mkdir(parents=True, exist_ok=True)
 
     def epochs(self, total: int, steps: int) -> Iterator[int]:
@@ -154,7 +154,7 @@ class Run:
     def step(self, loss: Tensor) -> float:
         """One optimiser step; the loss's value."""
         self.optimiser.zero_grad(set_to_none=True)
-        scaled: Any = self.scaler.scale(loss)  # torch does not say what it is
+        scaled: Any = self.scaler.scale(loss)
         scaled.backward()
         self.scaler.step(self.optimiser)
         self.scaler.update()
