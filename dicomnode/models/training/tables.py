@@ -219,9 +219,10 @@ def _leaks(
     problems: _Problems,
 ) -> None:
     """Groups, and near-copies, that are in two splits."""
+    words = [str(s) for s in splits]
     first: dict[tuple[str, str], int] = {}
-    for i, (group, split) in enumerate(zip(groups, splits, strict=True)):
-        first.setdefault((str(group), str(split)), i)
+    for i, (group, split) in enumerate(zip(groups, words, strict=True)):
+        first.setdefault((str(group), split), i)
     by_group: dict[str, list[int]] = {}
     for (group, _), i in first.items():
         by_group.setdefault(group, []).append(i)
@@ -229,12 +230,12 @@ def _leaks(
         for j in places[1:]:
             i = places[0]
             problems.lines.append(
-                f"rows {rows[i][0]} and {rows[j][0]} are of one {what} in the splits {splits[i]!r} and {splits[j]!r}"
+                f"rows {rows[i][0]} and {rows[j][0]} are of one {what} in the splits {words[i]!r} and {words[j]!r}"
             )
     for i, j in twins:
-        if splits[i] != splits[j] and groups[i] != groups[j]:
+        if words[i] != words[j] and groups[i] != groups[j]:
             problems.lines.append(
-                f"rows {rows[i][0]} and {rows[j][0]} are near-copies in the splits {splits[i]!r} and {splits[j]!r}"
+                f"rows {rows[i][0]} and {rows[j][0]} are near-copies in the splits {words[i]!r} and {words[j]!r}"
             )
 
 
