@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,3 +58,9 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object
         writer.writerow(columns)
         writer.writerows(rows)
     return path
+
+
+def command(*args: object) -> subprocess.CompletedProcess[str]:
+    """``dicomnode ...`` in a process of its own, as it sets up the log."""
+    words = [sys.executable, "-m", "dicomnode.cli", *map(str, args)]
+    return subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])

@@ -114,8 +114,8 @@ class Run:
 
     def best_epoch(self) -> int | None:
         """Number, from 1, of the epoch with the lowest validation loss; None without validation."""
-        losses = [c[VALIDATION] for c in self.curves if VALIDATION in c]
-        return losses.index(min(losses)) + 1 if losses else None
+        losses = [(c[VALIDATION], i) for i, c in enumerate(self.curves, start=1) if VALIDATION in c]
+        return min(losses)[1] if losses else None  # the first of equal ones
 
     def stalled(self) -> bool:
         """Whether ``patience`` epochs went by without a lower validation loss."""
