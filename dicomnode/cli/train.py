@@ -108,7 +108,10 @@ def cenet(
     epochs: Epochs = 12,
     seed: Seed = 0,
     encoder: Annotated[
-        Encoder, typer.Option(help="EfficientNets start from ImageNet; resnet34, as published, from nothing.")
+        Encoder,
+        typer.Option(
+            help="efficientnet-lite0 (or lite0) and efficientnet-lite2 start from ImageNet, resnet34 from nothing."
+        ),
     ] = Encoder.LITE0,
     encoder_weights: Annotated[
         Path | None, typer.Option(help="Start the encoder from this file (safetensors or .pth) instead.")

@@ -197,10 +197,13 @@ def _save(state: Mapping[str, Any], path: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint written by ``Run``; only tensors and plain values are unpickled."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
         raise InputError("is not a readable checkpoint", place=str(path)) from e
-    return state
+    if not isinstance(state, dict):
+        raise InputError("is not a readable checkpoint: it holds no names", place=str(path))
+    found: dict[str, Any] = state
+    return found
 
 
 def checkpoint_in(run: Path) -> Path:

@@ -67,8 +67,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise InputError("is not a readable safetensors file", place=str(path)) from e
     else:
         state = load_checkpoint(path)
-        if not isinstance(state, Mapping):
-            raise InputError("is not a state dict: it holds no names", place=str(path))
         for outer, inner in (("modules", "cenet"), ("state_dict", "")):
             if isinstance(found := state.get(outer), Mapping):
                 state = found.get(inner, found) if inner else found

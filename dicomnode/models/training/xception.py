@@ -272,7 +272,8 @@ def _prepare(options: XceptionOptions, net: CENet, training: LabelledData) -> tu
     if training.classes != CLASSES:
         identity["classes"] = list(training.classes)
     modules = {"cenet": net, "xception": xception, "heads": heads}
-    run = Run(options.out, modules, optimiser, schedule, identity, options.patience if options.validate else 0)
+    about = {} if options.cenet is None else {"cenet_run": load_checkpoint(options.cenet)["identity"]}
+    run = Run(options.out, modules, optimiser, schedule, identity, options.patience if options.validate else 0, about)
     counts = np.bincount(training.labels, minlength=len(training.classes))
     return run, torch.tensor(counts.mean() / counts.clip(min=1), dtype=torch.float32, device=device), steps
 
