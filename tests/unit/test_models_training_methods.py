@@ -18,11 +18,13 @@ from safetensors.torch import save_file
 from training_samples import command, labelled, picture, slices, write_csv, write_pictures
 
 from dicomnode.errors import InputError, PackError, UsageError
-from dicomnode.models.manifest import find_pack
-from dicomnode.models.networks import CENet, CENetConfig, ResNet34Encoder
+from dicomnode.models.manifest import find_pack, read_manifest
+from dicomnode.models.networks import CENet, CENetConfig, ResNet34Encoder, literal_xception
 from dicomnode.models.pack import synthetic_images
 from dicomnode.models.training import head as head_module
 from dicomnode.models.training import unet as unet_module
+from dicomnode.models.training.build import load_trained, terms_of
+from dicomnode.models.training.card import render_card
 from dicomnode.models.training.cenet import CenetOptions, build_cenet, infected_area, train_cenet
 from dicomnode.models.training.head import HeadOptions, train_head
 from dicomnode.models.training.losses import manifold_embedding, segmentation_loss
@@ -244,7 +246,7 @@ class TestEncoderWeights:
             def __reduce__(self) -> tuple[Any, ...]:
                 return os.mkdir, (str(tmp_path / "ran"),)
 
-        (tmp_path / "evil.pth").write_bytes(pickle.dumps({"stem": Evil()}))
+        (tmp_path / "evil.pth").write_bytes(pickle.dumps({"stem": Evil()}, protocol=2))
         with pytest.raises(InputError, match="not a readable checkpoint"):
             load_encoder_weights(self.net(), tmp_path / "evil.pth")
         assert not (tmp_path / "ran").exists()
@@ -570,3 +572,37 @@ class TestMethods:
         assert methods.__doc__ is not None
         for method in METHODS:
             assert f"\n{method} " in methods.__doc__
+
+
+class TestCard:
+    def test_terms_name_what_the_encoder_began_from(self) -> None:
+        for encoder, name in (("lite0", "EfficientNet-Lite0"), ("lite2", "EfficientNet-Lite2")):
+            data, licence = terms_of(encoder)
+            assert name in data[-1]["name"]
+            assert name in licence
+        assert not any("ImageNet" in d["name"] for d in terms_of("resnet34")[0])
+        data, licence = terms_of("resnet34", "ab12")
+        assert "ab12" in data[-1]["name"]
+        assert "terms of their own" in licence
+
+    def test_the_card_of_the_shipped_pack_comes_out_with_its_figures(self) -> None:
+        manifest = read_manifest(find_pack("cenet-xception"))
+        card = render_card(manifest.name, manifest.status, manifest.about, manifest.identity["architecture"])
+        assert "in its native form" in card
+        assert "joined (31,752 values)" in card
+        assert "the last epoch is shipped" in card
+        about = {**manifest.about, "training": {**manifest.about["training"], "validate": 0.2}}
+        x = literal_xception(516).as_json()
+        other = render_card("x", "research", about, {"cenet": CENetConfig("resnet34").as_json(), "xception": x})
+        assert "in its literal form" in other
+        assert "the epoch with the lowest loss on 20% of the patients" in other
+        assert f"joined ({2 * 49 * 516:,} values)" in other
+
+
+def test_a_literal_activation_explains_no_region(joint: Path) -> None:
+    network = load_trained(joint / "run" / CHECKPOINT)[1]
+    with torch.inference_mode():
+        grid = network.grid(torch.from_numpy(unit_images(1)))
+    half = grid.shape[1] // 2
+    assert float(grid[:, half:].abs().max()) == 0
+    assert float(grid[:, :half].abs().max()) > 0
