@@ -217,12 +217,19 @@ class TestSlices:
         data = load_slices(write_csv(tmp_path / "s.csv", (*self.COLUMNS, "split"), rows))
         assert data.held_out.tolist() == [False, False, False, True]
 
-    def test_a_mask_of_a_dicom_image_is_refused(self, tmp_path: Path) -> None:
-        rows = self.rows(tmp_path)
-        for dataset in sample_study(slices=1):
-            dataset.save_as(tmp_path / "slice.dcm", enforce_file_format=True)
+    def test_a_mask_of_a_dicom_image_is_cut_to_the_body_with_it(self, tmp_path: Path) -> None:
+        (dataset,) = sample_study(slices=1)
+        dataset.save_as(tmp_path / "slice.dcm", enforce_file_format=True)
+        hounsfield = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+        body = hounsfield > -300
+        Image.fromarray((body * 255).astype(np.uint8)).save(tmp_path / "body.png")
+        rows = [("slice.dcm", "body.png", "", "A"), *self.rows(tmp_path)[1:]]
+        data = load_slices(write_csv(tmp_path / "s.csv", self.COLUMNS, rows))
+        shown = data.images[0] > (-300 - -1350) / 1500 * 255  # the lung window, -1350 to 150 HU
+        assert data.masks[0, 0].any()
+        assert (data.masks[0, 0] == shown).mean() > 0.98
         rows[0] = ("slice.dcm", "bright.png", "", "A")
-        with pytest.raises(DataProblems, match="belongs to a DICOM image"):
+        with pytest.raises(DataProblems, match=r"lung_mask bright\.png: is 64x48, its image 256x256"):
             load_slices(write_csv(tmp_path / "s.csv", self.COLUMNS, rows))
 
 

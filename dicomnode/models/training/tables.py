@@ -21,7 +21,15 @@ from PIL import Image, ImageOps
 
 from dicomnode.errors import InputError
 from dicomnode.models.pictures import upright_grey
-from dicomnode.models.preprocess import MAX_PIXELS, SIDE, UnusableImage, is_dicom, picture_pixels, prepare_dicom
+from dicomnode.models.preprocess import (
+    MAX_PIXELS,
+    SIDE,
+    UnusableImage,
+    is_dicom,
+    picture_pixels,
+    prepare_dicom,
+    prepare_dicom_mask,
+)
 from dicomnode.models.training.data import LabelledData, SegmentationData
 from dicomnode.models.training.splits import joined, near_twins
 
@@ -138,12 +146,12 @@ def _too_large() -> UnusableImage:
     return UnusableImage("too-large", "has more than 100 million pixels")
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """A drawn mask, bool [224, 224]: brighter than half; of masks of 0 and 1, the ones.
+def read_mask(path: Path, image: Path) -> npt.NDArray[np.bool_]:
+    """A drawn mask as the node prepares its image, bool [224, 224]: brighter than half; of masks of 0 and 1, the ones.
 
     Parameters
     ----------
-    size : width and height of the image it belongs to.
+    image : the image it was drawn on; the mask of a DICOM image is cut to the body with it.
 
     Raises
     ------
@@ -151,14 +159,17 @@ def read_mask(path: Path, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
         Missing, unreadable, or of another size than its image.
     """
     _present(path)
-    with _opened(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.size != size:
-            raise InputError(f"is {upright.width}x{upright.height}, its image {size[0]}x{size[1]}")
+    with _opened(path) as opened:
+        upright = ImageOps.exif_transpose(opened)
         values = np.asarray(upright if upright.mode.startswith(("I", "F")) else upright.convert("L"), dtype=np.float32)
     highest = float(values.max())
-    half = 127.0 if 1 < highest <= 255 else highest / 2
-    small = Image.fromarray(((values > half) * 255).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    drawn = values > (127.0 if 1 < highest <= 255 else highest / 2)
+    if is_dicom(image):
+        return prepare_dicom_mask(image, drawn)
+    width, height = _picture_size(image)
+    if drawn.shape != (height, width):
+        raise InputError(f"is {drawn.shape[1]}x{drawn.shape[0]}, its image {width}x{height}")
+    small = Image.fromarray((drawn * 255).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
     return np.asarray(small) > 127
 
 
@@ -313,7 +324,7 @@ def load_slices(path: Path) -> SegmentationData:
         for k, column in enumerate(("lung_mask", "infection_mask")):
             if row[column] and images[i].any():  # else the image's own line says what is wrong
                 drawn[i, k] = True
-                read = partial(_mask_of, path.parent / row["path"], path.parent / row[column])
+                read = partial(read_mask, path.parent / row[column], path.parent / row["path"])
                 masks[i, k] = _attempt(number, f"{column} {row[column]}", read, problems, masks[i, k])
     if not drawn.any():
         problems.lines.append("no row has a mask")
@@ -327,12 +338,6 @@ def load_slices(path: Path) -> SegmentationData:
         problems.stop()
         held = tuple(sorted({int(v) for v in volumes[splits != TRAIN]}))
     return SegmentationData(np.stack(images), masks, volumes, held, drawn)
-
-
-def _mask_of(image: Path, mask: Path) -> npt.NDArray[np.bool_]:
-    if is_dicom(image):  # its preparation cuts out the body: the mask would no longer lie on it
-        raise InputError("belongs to a DICOM image: give an outlined slice as a picture of the mask's size")
-    return read_mask(mask, _picture_size(image))
 
 
 @dataclass(frozen=True, slots=True)
