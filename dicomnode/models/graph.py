@@ -211,7 +211,9 @@ def of_program(program: torch.export.ExportedProgram) -> tuple[dict[str, Any], d
                     "name": node.name,
                     "op": _name_of(node.target),
                     "args": [_encode(a, names) for a in node.args],
-                    "kwargs": {k: _encode(a, names) for k, a in node.kwargs.items() if k not in ("layout", "pin_memory")},
+                    "kwargs": {
+                        k: _encode(a, names) for k, a in node.kwargs.items() if k not in ("layout", "pin_memory")
+                    },
                 }
             )
         elif node.op not in ("placeholder", "output", "call_function"):

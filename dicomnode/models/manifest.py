@@ -181,14 +181,29 @@ def find_pack(name: str, folders: Iterable[Path] = PACK_FOLDERS) -> Path:
     for folder in candidates:
         if (folder / MANIFEST).is_file():
             return folder
-    known = ", ".join(sorted({m.parent.name for f in folders for m in f.glob(f"*/{MANIFEST}")})) or "none"
+    known = ", ".join(sorted({m.parent.name for f in folders for m in f.glob(f"[!.]*/{MANIFEST}")})) or "none"
     raise PackError(f"no model pack is called {name!r}", place="[models] pack", advice=f"known packs: {known}")
+
+
+def find_by_model(model_id: ModelId, named: Iterable[Path], folders: Iterable[Path] = PACK_FOLDERS) -> Path | None:
+    """The folder of the pack with this model id, among those named and those in ``folders``; None: it is not there.
+
+    A damaged pack is passed over: it is told where it is used.
+    """
+    listed = (m.parent for f in folders for m in sorted(f.glob(f"[!.]*/{MANIFEST}")))
+    for folder in (*named, *listed):
+        try:
+            if read_manifest(folder).model_id == model_id:
+                return folder
+        except PackError:
+            continue
+    return None
 
 
 def list_packs(folders: Iterable[Path] = PACK_FOLDERS) -> list[tuple[Path, Manifest]]:
     """Every readable pack in ``folders``, by folder name; a damaged one raises, it is not passed over."""
     found: dict[str, Path] = {}
     for folder in folders:
-        for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+        for manifest in sorted(folder.glob(f"[!.]*/{MANIFEST}")):  # a name with a dot is still being written
             found.setdefault(manifest.parent.name, manifest.parent)
     return [(path, read_manifest(path)) for _, path in sorted(found.items())]
