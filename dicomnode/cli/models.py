@@ -200,7 +200,10 @@ def activate(
         model = node.models.open(folder.resolve())
         model.embedder()  # damaged, it must not be put in force
         node.record(AuditEvent.MODEL_ACTIVATED)
-        commit = lambda: node.catalogue.put(ACTIVE_PACK, str(model.folder))  # noqa: E731
+
+        def commit() -> None:
+            node.catalogue.put(ACTIVE_PACK, str(model.folder))
+
         done = take_over(model.context, model.index, commit, leave_out=leave_out, progress=update)
     node.close()
     if json:

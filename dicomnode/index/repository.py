@@ -95,7 +95,9 @@ class VectorIndex:
             return np.empty((0, self.store.dim), dtype=np.float32)
         now = self.searcher.refresh()
         number = now.names.study_of.get(uid)
-        rows = now.rows_of(number) if number is not None and number < len(now.study_count) else []
+        if number is None or number >= len(now.study_count):  # removed just now
+            return np.empty((0, self.store.dim), dtype=np.float32)
+        rows = now.rows_of(number)
         return np.ascontiguousarray(now.matrix[rows])
 
     def remove_study(self, uid: PseudoUid) -> int:

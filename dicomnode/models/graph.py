@@ -40,6 +40,7 @@ _DTYPES: Final = {
 _FORMATS: Final = {
     str(f).removeprefix("torch."): f for f in (torch.contiguous_format, torch.channels_last, torch.preserve_format)
 }
+_NOT_KEPT = ("layout", "pin_memory")  # arguments that say how a tensor lies, not what it holds
 _CHECKS = ("_assert", "sym_constrain")  # of the exporter; nothing uses what they give
 
 
@@ -148,13 +149,17 @@ def _decode(value: Any, values: Mapping[str, Any], device: torch.device) -> Any:
         return values[word]
     if kind == "device":
         return device  # wherever the pack was exported, it computes where the images are
-    table: Mapping[str, Any] = {"dtype": _DTYPES, "memory_format": _FORMATS, "float": _INFINITE}.get(kind, {})
+    table = _WORDS.get(kind, {})
     if word not in table:
         raise PackError(f"the graph holds an argument {kind}={str(word)[:40]!r} that is not known here")
     return table[word]
 
 
-_INFINITE: Final = {"inf": float("inf"), "-inf": float("-inf")}  # JSON has no word for them
+_WORDS: Final[dict[str, Mapping[str, Any]]] = {
+    "dtype": _DTYPES,
+    "memory_format": _FORMATS,
+    "float": {"inf": float("inf"), "-inf": float("-inf")},  # JSON has no word for them
+}
 
 
 def captured(module: nn.Module, side: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -211,9 +216,7 @@ def of_program(program: torch.export.ExportedProgram) -> tuple[dict[str, Any], d
                     "name": node.name,
                     "op": _name_of(node.target),
                     "args": [_encode(a, names) for a in node.args],
-                    "kwargs": {
-                        k: _encode(a, names) for k, a in node.kwargs.items() if k not in ("layout", "pin_memory")
-                    },
+                    "kwargs": {k: _encode(a, names) for k, a in node.kwargs.items() if k not in _NOT_KEPT},
                 }
             )
         elif node.op not in ("placeholder", "output", "call_function"):

@@ -215,7 +215,8 @@ def _golden(network: nn.Module, images: Tensor, dim: int) -> Tensor:
         raise PackError("the vector of a slice depends on the others in its batch", advice="export it in eval() mode")
     if float((together[:1] * together[1:]).sum(1).min()) > ALIKE:
         raise PackError("the network gives the same vector for different slices")
-    return together.clone()
+    golden: Tensor = together.clone()
+    return golden
 
 
 def keep_pack(folder: Path, packs: Path) -> Path:
