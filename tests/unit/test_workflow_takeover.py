@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,22 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_module(Pooled(), tmp_path_factory.mktemp("pack") / "pooled", options).folder
 
 
+@pytest.fixture(scope="module")
+def repository(make_node, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a node with a few studies."""
+    folder = tmp_path_factory.mktemp("repository")
+    node = make_node(folder)
+    findings = sample_repository(folder / "studies", STUDIES, slices=SLICES, matrix=64)
+    add_paths(node.context, [folder / "studies"], findings)
+    node.close()
+    return folder / "var"
+
+
 @pytest.fixture
-def filled(node: Node, tmp_path: Path) -> Node:
-    findings = sample_repository(tmp_path / "studies", STUDIES, slices=SLICES, matrix=64)
-    add_paths(node.context, [tmp_path / "studies"], findings)
-    return node
+def filled(make_node, repository: Path, tmp_path: Path) -> Node:
+    """A node of its own with what ``repository`` holds."""
+    shutil.copytree(repository, tmp_path / "var")
+    return make_node(tmp_path)
 
 
 @pytest.fixture
