@@ -69,12 +69,12 @@ def lacking(store: VectorStore, since: int = FROM_THE_BEGINNING) -> list[PseudoU
 
 
 def to_embed(store: VectorStore, study: PseudoUid) -> list[Source]:
-    """The slices of a study that another model has and this one lacks, by instance and frame."""
+    """The slices of a study that another model has and this one lacks, in the order they came in there."""
     query = select(_v.id, _v.study_uid, _v.series_uid, _v.instance_uid, _v.frame, _v.z, _v.patient, _s.model_id).join(
         segments
     )
     with store.reading() as c:
-        rows = c.execute(query.where(_v.study_uid == study).order_by(_v.series_uid, _v.instance_uid, _v.frame)).all()
+        rows = c.execute(query.where(_v.study_uid == study).order_by(_v.id)).all()
     mine = {(r.series_uid, r.instance_uid, r.frame) for r in rows if r.model_id == store.model_id}
     theirs: dict[tuple[str, str, int], Source] = {}
     for r in rows:
