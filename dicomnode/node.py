@@ -7,6 +7,7 @@ second and ``--help`` at once.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import getpass
 import hashlib
@@ -318,13 +319,9 @@ class Node:
         from dicomnode.archive.finding import Finder
         from dicomnode.workflow.querying import RepositoryQueries
 
-        return RepositoryQueries(
-            Finder(self._engine),
-            self.answers,
-            lambda: self.vault,
-            lambda: [model.index for model in self.models.kept()],
-            self.settings.retrieval.k,
-        )
+        indexes = lambda: [model.index for model in self.models.kept()]  # noqa: E731 - asked by each query
+        k = self.settings.retrieval.k
+        return RepositoryQueries(Finder(self._engine), self.answers, lambda: self.vault, indexes, k)
 
     @cached_property
     def destinations(self) -> list[Destination]:
@@ -462,11 +459,10 @@ class Node:
 
     def is_locked(self, role: str) -> bool:
         """Whether a process serves one role on this folder now."""
-        try:
+        with contextlib.suppress(Busy):
             self.lock(role).close()
-        except Busy:
-            return True
-        return False
+            return False
+        return True
 
 
 def make_folder(path: Path, *, private: bool = False) -> None:
