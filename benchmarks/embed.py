@@ -95,7 +95,9 @@ def exported(network: nn.Module, side: int, path: Path) -> None:
     shapes = ({0: torch.export.Dim.DYNAMIC},)
     with torch.inference_mode():
         network(torch.zeros(1, side, side))  # what is made at the first call is a constant then
-    program = torch.onnx.export(network, (torch.zeros(2, side, side),), dynamic_shapes=shapes, dynamo=True)
+    program = torch.onnx.export(
+        network, (torch.zeros(2, side, side),), dynamic_shapes=shapes, dynamo=True, verbose=False
+    )
     assert program is not None
     program.save(str(path))
 
