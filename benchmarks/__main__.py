@@ -21,6 +21,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("De-identification", ("deid_speed.py",)),
     ("Receiving", ("receive.py",)),
     ("Contact sheet and PDF", ("sheet.py",)),
+    ("Embedding", ("embed.py",)),
     ("Index", ("index.py",)),
     ("Viewer", ("viewer.py",)),
 )

@@ -116,6 +116,17 @@ class Catalogue:
             rows = db.execute(query.order_by(t.studies.c.id))
             return [(PseudoUid(r.uid), Pseudonym(r.pseudonym), r.source) for r in rows]
 
+    def source_of(self, study: PseudoUid) -> str:
+        """Where a study came from ("received", "index-add", "labels"), "" when it is not here."""
+        with self.engine.connect() as db:
+            return str(db.execute(sa.select(t.studies.c.source).where(t.studies.c.uid == study)).scalar() or "")
+
+    def status_of(self, study: PseudoUid) -> FindingStatus:
+        """Whether a source states findings of a study; unknown too where it is not here."""
+        with self.engine.connect() as db:
+            value = db.execute(sa.select(t.studies.c.status).where(t.studies.c.uid == study)).scalar()
+        return FindingStatus.UNKNOWN if value is None else FindingStatus(value)
+
     def mark_chosen(self, choices: dict[PseudoUid, str]) -> None:
         """Record why each series was embedded (a stable word)."""
         with self.engine.begin() as db:

@@ -225,7 +225,7 @@ def measure(embedder: Embedder, cenet: CENet, covid: LabelledData, sars: Labelle
 
 def _compact(embedder: Embedder, full: figures.Floats) -> figures.Floats:
     with torch.inference_mode():
-        compact: torch.Tensor = embedder.pack.network.compaction(torch.from_numpy(full))
+        compact: torch.Tensor = embedder.pack.embedding_net.compaction(torch.from_numpy(full))
     return np.asarray(compact.numpy(), dtype=np.float32)
 
 
