@@ -25,6 +25,7 @@ from pages import (
     NOTICE,
     PHONE,
     SEARCH_MS,
+    TABLET,
     Site,
     graph_of,
     inversions,
@@ -348,6 +349,22 @@ def test_the_image_in_question_can_be_looked_through(site: Site) -> None:
     expect(stage).to_have_attribute("aria-label", re.compile("slice 1 of"))
     page.wait_for_function("() => document.querySelector('.pane-message')?.hidden")
     assert painted(page)[0] > 5
+    page.context.close()
+
+
+def test_the_image_in_question_fits_the_panel_of_an_upright_tablet(site: Site) -> None:
+    page = opened(site.page(TABLET), site.link)
+    page.wait_for_function("() => document.querySelector('.pane-message')?.hidden")
+    for part in (".pane-stage", ".pane-slider", ".facts"):
+        expect(page.locator(f"#panel-case {part}")).to_be_in_viewport(ratio=1)
+    box = page.locator("#panel-case .pane-stage").bounding_box()
+    assert box is not None
+    assert abs(box["width"] - box["height"]) < 1, "square, as the slice is"
+    assert box["height"] > 250
+    assert (
+        page.evaluate("() => { const p = document.querySelector('.panel'); return p.scrollHeight - p.clientHeight }")
+        <= 0
+    )
     page.context.close()
 
 
