@@ -105,6 +105,7 @@ class Texts:
     sheet_notice: str
     not_this_patient: str
     this_study: str
+    decimal: str  # mark between units and tenths
     similarity: str
     score: str
     more_cases: str
@@ -153,6 +154,7 @@ ENGLISH = Texts(
     sheet_notice="Retrieved by image similarity. Not a diagnosis for this patient.",
     not_this_patient="NOT THIS PATIENT",
     this_study="THIS STUDY",
+    decimal=".",
     similarity="similarity {value}",
     score="score {value}",
     more_cases="{n} more in the report",
@@ -203,6 +205,7 @@ SPANISH = Texts(
     this_study="ESTE ESTUDIO",
     similarity="similitud {value}",
     score="puntuación {value}",
+    decimal=",",
     more_cases="{n} más en el informe",
     more_findings="y {n} más",
     score_note="La puntuación (0 a 1) ordena los casos; no es una probabilidad.",

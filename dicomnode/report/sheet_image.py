@@ -187,11 +187,11 @@ class _Sheet:
             self.picture(image, pixels)
         # Against the picture, never over it: it hides no anatomy and goes with the picture wherever it is shown.
         self.band(Box(image.x0, image.y1, image.x1, image.y1 + BAND_HEIGHT), self.t.not_this_patient, WARNING, 18)
-        self.caption(words, case)
+        self.caption(words, case, caption)
 
-    def caption(self, box: Box, case: Case) -> None:
-        """Rank, score with its bar, and what is known of the case."""
-        scale = ROOMY if box.width >= ROOMY_WIDTH else 1.0
+    def caption(self, box: Box, case: Case, least: int) -> None:
+        """Rank, score with its bar, and what is known of the case; the more room, the larger."""
+        scale = ROOMY if box.width >= ROOMY_WIDTH else min(max(1.0, box.height / least), ROOMY)
         large, small = round(22 * scale), round(16 * scale)
         x, y, inner = box.x0 + PAD, box.y0 + round(10 * scale), box.width - 2 * PAD
         self.headline(x, y, inner, case, large)

@@ -59,9 +59,8 @@ class Tiles:
 def score_words(answer: Answer, case: Case, t: Texts) -> tuple[str, str]:
     """The word and the number, such as ("similarity", "93.1 %") where calibrated, else ("score", "0.931")."""
     words = t.similarity if answer.calibrated else t.score
-    return words.format(value="").strip(), f"{100 * case.similarity:.1f} %" if answer.calibrated else (
-        f"{case.similarity:.3f}"
-    )
+    value = f"{100 * case.similarity:.1f} %" if answer.calibrated else f"{case.similarity:.3f}"
+    return words.format(value="").strip(), value.replace(".", t.decimal)
 
 
 def finding_lines(case: Case, t: Texts) -> list[str]:

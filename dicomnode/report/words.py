@@ -19,7 +19,7 @@ BELOW_THRESHOLD: Final = frozenset({VerdictKind.NONE, VerdictKind.REPOSITORY_TOO
 def verdict_sentence(answer: Answer, t: Texts) -> str:
     """The verdict in one or two sentences, with what follows below it."""
     verdict = answer.verdict
-    p = t.p_value.format(p=f"{verdict.p:.3g}") if verdict.p is not None else ""
+    p = t.p_value.format(p=f"{verdict.p:.3g}".replace(".", t.decimal)) if verdict.p is not None else ""
     reason = clean_text(verdict.reason)
     first = {
         VerdictKind.SIMILAR: t.similar,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import statistics
 import sys
 import tarfile
@@ -11,23 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loop import reports, storescu, walk
-from playwright.sync_api import Browser, Page, expect
-from test_viewer import BUNDLE, CHROMIUM, Site, browser, whole_story
+from pages import BROWSER_MARKS, LANGUAGES, Site, link_of, tell_the_story
+from playwright.sync_api import Browser, expect
 
 from dicomnode.testing import Pacs, RunningNode
 
-__all__ = ["browser"]  # a fixture
-
 QUERY = "ct-chest-rider-64"
 LABELLED = 24
+ANSWER_S = 240
 UNCACHED_MS, CACHED_MS = 600, 90  # asked for: 150 and 30; here other tests may be running beside this one
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(not BUNDLE.exists(), reason="the viewer is not built (make viewer)"),
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="Debian's chromium is not installed"),
-]
+pytestmark = BROWSER_MARKS
 # The time from a key press until the canvas of the query has that slice: the pane hides its message then.
 NEXT = """key => new Promise(done => {
     const stage = document.querySelector('#panel-compare .pane-stage');
@@ -40,7 +33,7 @@ NEXT = """key => new Promise(done => {
 
 @pytest.fixture(scope="module")
 def site(shared: Path, tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Site]:
-    """A node with labelled pictures and other series that has answered a chest CT."""
+    """A node with labelled pictures and another series that has answered a chest CT."""
     base = tmp_path_factory.mktemp("real")
     data = base / "data"
     for archive in sorted((shared / "dicom").glob("*.tar.xz")):
@@ -54,34 +47,23 @@ def site(shared: Path, tmp_path_factory: pytest.TempPathFactory, browser: Browse
         writer.writerow(("path", "label", "patient"))
         for row in rows[:: len(rows) // LABELLED][:LABELLED]:
             writer.writerow((shared / "covid-ct" / row["path"], row["label"], row["patient"]))
+    study = sorted((base / "chest").glob("*.dcm"))
     with Pacs() as pacs, RunningNode(base / "node", pacs, quiet_s=1, receivers=1) as node:
         series = next(p for p in sorted(data.iterdir()) if p.name.startswith("ct-lungbases"))
         node.json("index", "add", series, "--findings", shared / "dicom" / "findings.csv")
         node.json("index", "add", base / "LABELS.csv")
-        study = sorted((base / "chest").glob("*.dcm"))
-        storescu(node, *study)
-        pacs.wait_for(1, timeout=240)
-        sr = reports(pacs.received, str(pacs.datasets()[0].StudyInstanceUID))[0]
-        texts = [str(item.TextValue) for item in walk(sr) if "TextValue" in item]
-        link = next(found[0] for text in texts if (found := re.search(r"http://\S+/v/r/\w+", text)))
-        yield Site(node, link, study, browser)
+        yield Site(node, link_of(node, pacs, study, ANSWER_S), study, browser)
 
 
-@pytest.fixture
-def page(site: Site) -> Iterator[Page]:
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_whole_story_of_a_real_ct(site: Site, language: str) -> None:
+    tell_the_story(site, language)
+
+
+def test_a_real_ct_is_compared_slice_by_slice(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     page = site.page()
     page.set_default_timeout(60_000)
     page.goto(site.link)
-    yield page
-    page.context.close()
-
-
-@pytest.mark.parametrize("language", ["en", "es"])
-def test_the_whole_story_of_a_real_ct(site: Site, language: str) -> None:
-    whole_story(site, language)
-
-
-def test_a_real_ct_is_compared_slice_by_slice(page: Page, capsys: pytest.CaptureFixture[str]) -> None:
     page.wait_for_function("() => window.__viewer && window.__viewer.ready && window.__viewer.nodes.length > 1")
     page.locator("#case-next").click()
     page.locator("#case-compare").click()
@@ -99,3 +81,4 @@ def test_a_real_ct_is_compared_slice_by_slice(page: Page, capsys: pytest.Capture
     assert max(uncached) <= UNCACHED_MS, told
     assert statistics.median(cached) <= CACHED_MS, told
     expect(page.locator(".notice")).to_be_visible()
+    page.context.close()

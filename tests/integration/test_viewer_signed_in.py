@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from loop import reports, storescu, walk
-from playwright.sync_api import Page, expect, sync_playwright
-from test_viewer import AXE, BUNDLE, CHROMIUM, FLAGS, RULES
+from pages import AXE, BROWSER_MARKS, link_of
+from pages import violations as found_by_axe
+from playwright.sync_api import Browser, Page, expect
 
 from dicomnode.testing import Pacs, RunningNode, sample_repository, sample_study, write_study
 
 PASSWORD = "correct horse battery"
 PATIENTS = 5
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif(not BUNDLE.exists(), reason="the viewer is not built (make viewer)"),
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="Debian's chromium is not installed"),
-]
+pytestmark = BROWSER_MARKS
 
 
 @pytest.fixture(scope="module")
@@ -37,28 +31,20 @@ def link(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         subprocess.run([*command, "--config", str(node.settings)], input=f"{PASSWORD}\n", text=True, check=True)
         added = node.run("index", "add", base / "repository", "--findings", findings)
         assert added.returncode == 0, added.stderr
-        storescu(node, *study)
-        pacs.wait_for(1, timeout=90)
-        sr = reports(pacs.received, str(pacs.datasets()[0].StudyInstanceUID))[0]
-        texts = [str(item.TextValue) for item in walk(sr) if "TextValue" in item]
-        yield next(found[0] for text in texts if (found := re.search(r"http://\S+/v/r/\w+", text)))
+        yield link_of(node, pacs, study)
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_context(locale="en", viewport={"width": 1440, "height": 900}, bypass_csp=True).new_page()
-        page.set_default_timeout(30_000)
-        yield page
-        browser.close()
+def page(browser: Browser) -> Iterator[Page]:
+    context = browser.new_context(locale="en", viewport={"width": 1440, "height": 900}, bypass_csp=True)
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    yield page
+    context.close()
 
 
 def violations(page: Page) -> list[str]:
-    if not AXE.exists():
-        return []
-    page.evaluate(AXE.read_text("utf-8"))
-    return [v["id"] for v in page.evaluate("rules => axe.run({runOnly: rules})", RULES)["violations"]]
+    return found_by_axe(page) if AXE.exists() else []
 
 
 def test_the_holder_of_one_link_is_offered_nothing_else(link: str, page: Page) -> None:

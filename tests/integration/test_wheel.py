@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import signal
@@ -40,6 +41,7 @@ INSIDE = (
     "dicomnode/web/viewer/index.html",
 )
 MAX_BYTES = 30_000_000  # the pack may have 25 MB
+JAVASCRIPT_BYTES = 150_000  # gzip
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -105,6 +107,14 @@ def test_the_wheel_holds_the_viewer_and_each_file_its_page_names(wheel):
     assert [n for n in names if n.startswith("dicomnode/web/viewer/assets/worker-")] != []
     assert "<style" not in page
     assert re.findall(r"<script(?![^>]*src=)", page) == []
+
+
+def test_the_viewers_javascript_in_the_wheel_is_small(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        scripts = [n for n in archive.namelist() if n.startswith("dicomnode/web/viewer/") and n.endswith(".js")]
+        size = sum(len(gzip.compress(archive.read(n), 9)) for n in scripts)
+    assert scripts
+    assert size <= JAVASCRIPT_BYTES
 
 
 @pytest.fixture

@@ -24,13 +24,15 @@ from dicomnode.domain import (
     Verdict,
     VerdictKind,
 )
-from dicomnode.report.codes import SECONDARY_CAPTURE, Language
+from dicomnode.report.codes import SECONDARY_CAPTURE, Language, texts
 from dicomnode.report.contact_sheet import QueryTile, Tiles, build_contact_sheet
 from dicomnode.report.fonts import can_shape
 from dicomnode.report.header import to_bytes
 from dicomnode.report.sheet_image import BAND_HEIGHT, CAPTION_HEIGHT, TEXT, WARNING, draw_sheet, grid
 from dicomnode.report.spec import ObjectSpec, QueryImage
+from dicomnode.report.tiles import score_words
 from dicomnode.report.uids import subject_uid
+from dicomnode.report.words import verdict_sentence
 
 SPEC = ObjectSpec(
     series_instance_uid="2.25.1",
@@ -224,3 +226,36 @@ def test_drawing_needs_none_of_the_libraries_of_the_structured_report() -> None:
 def test_only_grey_slices_are_tiles(bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match="uint8"):
         replace(tiles(1), cases={1: bad})
+
+
+def test_two_findings_leave_less_than_a_fifth_of_a_tile_empty() -> None:
+    some = tiles(10, findings=(Finding("SCT", "27925004", "Nodule"), Finding("SCT", "60046008", "Pleural effusion")))
+    square = replace(some, cases={rank: slice_of(200, (64, 64)) for rank in some.cases})
+    grey = np.asarray(draw_sheet(square, Language.EN, "0.1.0").convert("L"))
+    top, bottom = 140, 634  # of the first of two rows of five
+    written = (grey[top:bottom, 320:540] > 100).any(axis=1)
+    assert not written[-2:].any()
+    assert np.flatnonzero(written).max() >= 0.8 * (bottom - top)
+
+
+@pytest.mark.parametrize(
+    ("language", "calibrated", "said"),
+    [
+        (Language.EN, False, ("score", "0.950")),
+        (Language.ES, False, ("puntuación", "0,950")),
+        (Language.EN, True, ("similarity", "95.0 %")),
+        (Language.ES, True, ("similitud", "95,0 %")),
+    ],
+)
+def test_a_score_is_written_as_its_language_writes_numbers(
+    language: Language, calibrated: bool, said: tuple[str, str]
+) -> None:
+    some = tiles(1)
+    answer = replace(some.answer, calibrated=calibrated)
+    assert score_words(answer, replace(answer.cases[0], similarity=0.95), texts(language)) == said
+
+
+def test_the_share_of_a_verdict_is_written_so_too() -> None:
+    answer = replace(tiles(1).answer, verdict=Verdict(VerdictKind.NONE, p=0.012))
+    assert "0.012" in verdict_sentence(answer, texts(Language.EN))
+    assert "0,012" in verdict_sentence(answer, texts(Language.ES))

@@ -136,6 +136,7 @@ def test_the_notice_the_verdict_and_whole_findings_can_be_selected() -> None:
     assert t.none.format(searched=99, p="") in text
     assert text.count(t.below_threshold_short) >= 2
     assert text.count("izquierdo") == 2
+    assert "0,900" in text
     assert LINK in text
 
 

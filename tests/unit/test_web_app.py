@@ -21,9 +21,12 @@ from dicomnode.domain import (
     VerdictKind,
 )
 from dicomnode.errors import IndexCorrupt
+from dicomnode.web import page as page_module
 from dicomnode.web.app import create_app
 from dicomnode.web.options import WebOptions
+from dicomnode.web.page import Pages
 from dicomnode.web.security import CONTENT_SECURITY_POLICY
+from dicomnode.web.texts import TEXTS
 
 NOT_BUILT = Path("/nonexistent")  # without the viewer its pages are those here
 TOKEN = "0123456789abcdef0123456789abcdef"
@@ -139,6 +142,38 @@ def test_the_page_says_the_verdict_first_and_always_shows_the_notice():
     assert html.count("<h1") == 1
     assert NOTICE in html
     assert "among 240 cases" in html
+
+
+FORMS = {  # values of each template beside the answer's
+    "sign_in.html": {"token": "", "name": "", "error": "", "seconds": 0, "nobody": False},
+    "sign_in_again.html": {},
+    "sign_in_link.html": {"token": "", "action": "/"},
+    "sign_in_out.html": {"token": "", "name": "anna"},
+}
+
+
+@pytest.mark.parametrize("language", ["en", "es"])
+@pytest.mark.parametrize("template", FORMS)
+def test_every_page_with_a_form_shows_the_notice_once(template, language):
+    pages = Pages({"page.css": "", "icon.svg": ""})
+    assert pages.form(template, "link", language, **FORMS[template]).count(TEXTS[language]["notice"]) == 1
+
+
+@pytest.mark.parametrize("language", ["en", "es"])
+@pytest.mark.parametrize("name", ["unknown", "expired", "error"])
+def test_every_message_shows_the_notice_once(name, language):
+    assert Pages({"page.css": "", "icon.svg": ""}).message(name, language).count(TEXTS[language]["notice"]) == 1
+
+
+def test_the_pages_tried_are_all_there_are():
+    folder = Path(page_module.__file__).parent / "templates"
+    assert {p.name for p in folder.glob("*.html")} == {
+        *FORMS,
+        "answer.html",
+        "message.html",
+        "base.html",
+        "symbols.html",
+    }
 
 
 def test_cases_stand_in_order_with_score_findings_codes_and_anchor():

@@ -2,6 +2,7 @@
 import type { Camera } from './camera';
 import { BACKGROUND, BAND, EDGE, EDGE_NEAR, RING, RING_TEXT, SELECTION, TEXT } from './colours';
 import type { Ring } from './radial';
+import { freePlace, type Label } from './ringlabels';
 import { Sprites } from './sprites';
 import { drawTile, font, margin } from './tile';
 import type { GraphNode } from './types';
@@ -116,16 +117,18 @@ export class Painter {
     to.font = font(11, 600);
     to.textAlign = 'center';
     to.textBaseline = 'middle';
-    let last = { x: this.sx[0]!, y: this.sy[0]!, w: camera.centreSize, h: camera.centreSize };
+    const placed: Label[] = [{ x: this.sx[0]!, y: this.sy[0]!, w: camera.centreSize, h: camera.centreSize }];
+    // Crowds of tiny pictures have no free place: there a label hides the fewest where all of them are.
+    const crowd = camera.size < RANKED;
     for (const ring of scene.rings) {
       const r = ring.radius * camera.scale * camera.k;
-      const x = camera.snap(this.sx[0]! + r * Math.cos(scene.ringAngle));
-      const y = camera.snap(this.sy[0]! + r * Math.sin(scene.ringAngle));
       const text = scene.similarity(ring.similarity, ring.digits);
       const w = to.measureText(text).width + 10;
       const h = 16;
-      if (Math.abs(x - last.x) < (w + last.w) / 2 + 1 && Math.abs(y - last.y) < (h + last.h) / 2 + 1) continue;
-      last = { x, y, w, h };
+      const free = freePlace(scene.ringAngle, r, [w, h], crowd ? [this.sx[0]!] : this.sx, this.sy, camera.size, placed);
+      if (free === null) continue;
+      placed.push(free);
+      const [x, y] = [camera.snap(free.x), camera.snap(free.y)];
       pill(to, x - w / 2, y - h / 2, w, h, this.background, RING);
       to.fillStyle = RING_TEXT;
       to.fillText(text, x, y + 0.5);
