@@ -21,11 +21,11 @@ from dicomnode.evaluation.labels import METADATA, Row, numbers
 from dicomnode.evaluation.metrics import Bools, Floats
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.networks import Compaction
+from dicomnode.models.tensors import standardise
 from dicomnode.models.training.build import MASK_DILATION
 from dicomnode.models.training.cenet import build_cenet
 from dicomnode.models.training.figures import raw_pixels, unit_rows
 from dicomnode.models.training.run import load_checkpoint
-from dicomnode.models.tensors import standardise
 
 BINS = 32
 BORDER = 28  # pixels of each side that the border control keeps: an eighth of 224
@@ -199,7 +199,7 @@ def random_twin(embedder: Embedder, images: Pixels, seed: int) -> Extractor:
                 reset()
         norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
-            norm.momentum = None  # type: ignore[assignment]  # torch: a plain average over the batches that follow
+            norm.momentum = None  # torch: a plain average over the batches that follow
             norm.train()
         for batch in batches[:NORM_BATCHES]:
             net.full(batch)

@@ -1,9 +1,9 @@
 """The lesion protocol: slices are similar as far as infection lies in the same parts of the lung.
 
 Reads ``slices.csv`` (slice, volume_guess) and lung and infection masks of the same name. The lung of a slice is parted
-into six regions: left and right of the middle of the lungs, and three bands of equal height from the top of the lungs to
-their bottom in the image. The profile of a slice is the infected fraction of the lung in each; two slices agree as told
-in ``task.agreement``. Volumes never share index and queries.
+into six regions: left and right of the middle of the lungs, and three bands of equal height from the top of the lungs
+to their bottom in the image. The profile of a slice is the infected fraction of the lung in each; two slices agree as
+``task.agreement`` tells. Volumes never share index and queries.
 """
 
 from __future__ import annotations

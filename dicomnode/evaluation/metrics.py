@@ -1,6 +1,6 @@
 """Figures of retrieval: P@k, R@k, average precision, nDCG@k for each query, and what may be said of their means.
 
-Pure functions on arrays. A query's figures count only rows that were open to it (not itself, not its patient, not a near
+Pure functions on arrays. A query's figures count only rows that were open to it (not itself, not its patient, no near
 copy); where none of them is relevant its figures are NaN and it is left out of every mean. Intervals come from a
 bootstrap over patients within each class (the slices of a patient are no independent evidence); differences between
 two methods use the same draws. Sources: Manning et al. 2008 ch. 8 (precision, recall, average precision); Jarvelin and
@@ -86,8 +86,8 @@ def judge(gains: Floats, relevant: Bools, total: int | None = None) -> dict[str,
     Returns
     -------
     dict
-        ``precision``, ``recall``, ``ceiling``, ``ndcg`` (float64 [50] each) and ``ap``. P@k divides by k, or by what was
-        open where that is less. All NaN where nothing is relevant.
+        ``precision``, ``recall``, ``ceiling``, ``ndcg`` (float64 [50] each) and ``ap``. P@k divides by k, or by what
+        was open where that is less. All NaN where nothing is relevant.
     """
     all_relevant = int(relevant.sum()) if total is None else total
     if not all_relevant or not len(relevant):

@@ -1,8 +1,8 @@
 """The organs protocol: DICOM slices are similar when they show the same body region in the same modality.
 
 Reads the archives of a data set and the test files that come with pydicom and pydicom-data where they are installed.
-The region comes from the words of the series, else of the study, else from BodyPartExamined, which is wrong in about 15 %
-of images; a series whose words name two regions is left out. Localizers are left out. Nothing is downloaded.
+The region comes from the words of the series, else of the study, else from BodyPartExamined, wrong in about 15 % of
+images; a series whose words name two regions is left out. Localizers are left out. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def organ_rows(data: Path, part: Mapping[str, Any], checks: Checks) -> Iterator[
 def _unpack(archive: Path, folder: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")  # noqa: S202 - the filter refuses what leaves the folder
+            tar.extractall(folder, filter="data")  # what leaves the folder is refused
     except (tarfile.TarError, OSError, EOFError) as exc:
         raise InputError("cannot be unpacked", place=str(archive)) from exc
 

@@ -94,7 +94,7 @@ def _read(path: Path) -> Protocol:
         rules = Rules(graded=raw["kind"] == "lesion", **raw.get("rules", {}))
     except TypeError as exc:
         raise InputError("[rules] has an unknown key; known are close_group, close_near", place=str(path)) from exc
-    parts = {k: raw[k] for k in ("index", "queries", "masks", "series") if k in raw}
+    parts: dict[str, Any] = {k: raw[k] for k in ("index", "queries", "masks", "series") if k in raw}
     forbidden = tuple(raw.get("not_trained_on", ()))
     return Protocol(
         path.stem, raw["title"], raw["about"], raw["kind"], rules, raw.get("trained_on", ""), forbidden, parts

@@ -36,22 +36,23 @@ def index_ranker(model_id: ModelId, index: Vectors, queries: Vectors) -> Iterato
     InputError
         A vector is not finite or not of length 1.
     """
-    with TemporaryDirectory(prefix="dicomnode-evaluate-") as folder:
-        with standalone_index(Path(folder), model_id, index.shape[1]) as held:
-            refs = [
-                SliceRef(PseudoUid(f"row.{i}"), SERIES, PseudoUid(f"row.{i}"), Pseudonym(f"row.{i}"))
-                for i in range(len(index))
-            ]
-            held.add(refs, index)
-            now = held.searcher.refresh()
+    temporary = TemporaryDirectory(prefix="dicomnode-evaluate-")
+    with temporary as folder, standalone_index(Path(folder), model_id, index.shape[1]) as held:
+        refs = [
+            SliceRef(PseudoUid(f"row.{i}"), SERIES, PseudoUid(f"row.{i}"), Pseudonym(f"row.{i}"))
+            for i in range(len(index))
+        ]
+        held.add(refs, index)
+        now = held.searcher.refresh()
 
-            def ranked(query: int, mask: Bools) -> npt.NDArray[np.int64]:
-                wanted = int(mask.sum())
-                if not wanted:
-                    return np.empty(0, dtype=np.int64)
-                return held.searcher.search_rows(now, queries[query][None], wanted, mask)[0][0]
+        def ranked(query: int, mask: Bools) -> npt.NDArray[np.int64]:
+            wanted = int(mask.sum())
+            if not wanted:
+                return np.empty(0, dtype=np.int64)
+            found: npt.NDArray[np.int64] = held.searcher.search_rows(now, queries[query][None], wanted, mask)[0][0]
+            return found
 
-            yield ranked
+        yield ranked
 
 
 def cosine_ranker(index: Vectors, queries: Vectors) -> Ranker:
@@ -61,7 +62,8 @@ def cosine_ranker(index: Vectors, queries: Vectors) -> Ranker:
         wanted = int(mask.sum())
         if not wanted:
             return np.empty(0, dtype=np.int64)
-        return exact.top_k(queries[query][None], index, wanted, mask)[0][0]
+        found: npt.NDArray[np.int64] = exact.top_k(queries[query][None], index, wanted, mask)[0][0]
+        return found
 
     return ranked
 

@@ -1,7 +1,7 @@
 """One evaluation: packs and controls on the same index and the same queries, every control always.
 
-Images are prepared once, in batches, by the product's own ``prepare_file``, and embedded by its own ``Embedder``; memory
-holds features, not images. Nothing is written here.
+Images are prepared once, in batches, by the product's own ``prepare_file``, and embedded by its own ``Embedder``;
+memory holds features, not images. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -116,7 +116,10 @@ class Evaluation:
             table = control.table
             apart = {n: metrics.difference(first, table, n) for n in ("precision@10", "ap", "ndcg@10")}
             row = metrics.row_of(control.name, table)
-            more = {"difference": apart["precision@10"], "differences": {"map": apart["ap"], "ndcg@10": apart["ndcg@10"]}}
+            more = {
+                "difference": apart["precision@10"],
+                "differences": {"map": apart["ap"], "ndcg@10": apart["ndcg@10"]},
+            }
             of_controls.append({**row, **more, "note": control.note})
         packs = [{**metrics.row_of(p.name, p.table), "note": p.note, "recipe": dict(p.recipe)} for p in self.packs]
         for row, pack in zip(packs[1:], self.packs[1:], strict=True):
@@ -179,9 +182,7 @@ def evaluate(
     if near[0]:
         does = "closed to their queries" if rules.close_near else "left open, as the protocol says"
         checks.notes.append(f"{near[0]} near copies of {near[1]} queries are in the index under other patients: {does}")
-    measured = [
-        _measure_pack(task, pack_name, embedder, of_index, of_queries) for pack_name, embedder in packs
-    ]
+    measured = [_measure_pack(task, pack_name, embedder, of_index, of_queries) for pack_name, embedder in packs]
     shuffled = _permuted(task, packs[0][1], of_index[packs[0][0]], of_queries[packs[0][0]], options.seeds)
     others = _controls(task, of_index, of_queries, options)
     log.info("evaluated", slices=len(queries), seconds=round(time.monotonic() - began, 1))

@@ -117,13 +117,11 @@ class Task:
             closed |= self._clusters == row.cluster
         if self.rules.close_near:
             closed |= self.near(query)
-        return ~closed
+        return np.asarray(~closed)
 
     def near_copies(self) -> tuple[int, int]:
         """Pairs of query and index row that are near copies of different patients, and queries that have one."""
-        counts = [
-            int((self.near(i) & (self._clusters != row.cluster)).sum()) for i, row in enumerate(self.queries)
-        ]
+        counts = [int((self.near(i) & (self._clusters != row.cluster)).sum()) for i, row in enumerate(self.queries)]
         return sum(counts), sum(c > 0 for c in counts)
 
     def relevance(self, query: int) -> tuple[Floats, Bools]:
