@@ -61,6 +61,7 @@ def evaluate_command(
     Example: dicomnode evaluate --repository --json
     Example: dicomnode evaluate --ledger docs/evaluation/ledger --out tables
     """
+    node = open_node(config)
     modes = [bool(index or queries), protocol is not None, repository]
     if sum(modes) > 1 or (not any(modes) and not (ledger and out_dir)):
         raise UsageError(f"give one of: {_MODES}", place="evaluate")
@@ -78,7 +79,6 @@ def evaluate_command(
         text, files = write_ledger_report(out_dir, ledger)
         print_json({"tables": text, "files": files}) if json else out.print(text)
         return
-    node = open_node(config)
     try:
         if repository:
             result = _of_repository(node, out_dir, json)

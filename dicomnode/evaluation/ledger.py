@@ -184,7 +184,8 @@ def summaries(entries: Iterable[Entry]) -> list[Summary]:
                 raise InputError(line, place=f"ledger, protocol {entry['protocol']}", advice="measure them again")
     values = {method: np.mean([_values(e) for e in group], axis=0) for method, group in by_method.items()}
     classes = np.array([first_entry["labels"][i] for i in first_entry["query"]["label"]])
-    clusters = np.array([str(i) for i in first_entry["query"]["patient"]])
+    # in the order of the names they stand for, so that the draws are those of the evaluation itself
+    clusters = np.array([f"{i:08d}" for i in first_entry["query"]["patient"]])
     order = sorted(by_method, key=lambda m: (by_method[m][0]["kind"] != "pack", -_map(values[m], classes)))
     reference = next((m for m in order if by_method[m][0]["kind"] == "pack"), None)
     ten = PER_QUERY.index("precision@10")

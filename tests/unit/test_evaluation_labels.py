@@ -125,7 +125,9 @@ class TestImages:
     )
     def test_kinds_that_can_be_used(self, tmp_path, name, mode):
         values = np.random.default_rng(0).integers(0, 255, (60, 90), dtype=np.uint8)
-        image = Image.fromarray(values.astype(np.uint16) * 200) if mode == "I;16" else Image.fromarray(values).convert(mode)
+        image = (
+            Image.fromarray(values.astype(np.uint16) * 200) if mode == "I;16" else Image.fromarray(values).convert(mode)
+        )
         used, checks = self.use(tmp_path, name, image)
         assert checks.failed == 0
         assert used[0][1].shape == (224, 224)

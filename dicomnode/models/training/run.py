@@ -7,6 +7,7 @@ unbroken one ends. Checkpoints are written to a new file and renamed: a kill lea
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint written by ``Run``; only tensors and plain values are unpickled."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as e:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
         raise InputError("is not a readable checkpoint", place=str(path)) from e
     return state
 
