@@ -165,6 +165,21 @@ class Catalogue:
         with self.engine.connect() as db:
             return [Finding(r.system, r.code, r.display, r.source) for r in db.execute(query)]
 
+    def known_findings(self) -> list[tuple[PseudoUid, Pseudonym, FindingStatus, tuple[Finding, ...]]]:
+        """Every study of a patient who is not excluded: UID, patient, status and findings; by UID."""
+        s, f = t.studies.c, t.findings.c
+        query = sa.select(s.id, s.uid, s.status, t.patients.c.pseudonym).join(t.patients)
+        query = query.where(~t.patients.c.excluded).order_by(s.uid)
+        found: dict[int, list[Finding]] = {}
+        with self.engine.connect() as db:
+            rows = db.execute(query).all()
+            for row in db.execute(sa.select(t.findings).order_by(f.system, f.code)):
+                found.setdefault(row.study_id, []).append(Finding(row.system, row.code, row.display, row.source))
+        return [
+            (PseudoUid(r.uid), Pseudonym(r.pseudonym), FindingStatus(r.status), tuple(found.get(r.id, ())))
+            for r in rows
+        ]
+
     def studies_with_finding(self, text: str) -> set[PseudoUid]:
         """Studies that have a finding whose display or code holds every word of ``text``, whatever the case."""
         words = text.casefold().split()
