@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install viewer demo test test-all lint format docs bench soak system clean
+.PHONY: help install viewer demo test test-all lint format docs bench pictures soak system clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -60,6 +60,9 @@ docs: install ## write config/dicomnode.toml and the generated pages of docs/
 
 bench: viewer system ## all benchmarks, into docs/benchmarks.md
 	$(BIN)/python -m benchmarks
+
+pictures: viewer system ## take the pictures of docs/images anew
+	$(BIN)/python -m tests.pictures
 
 soak: viewer system ## long campaigns, seeded and resumable; log in .cache/soak
 	$(BIN)/python -m tests.soak
