@@ -7,6 +7,7 @@ second and ``--help`` at once.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import getpass
 import hashlib
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from dicomnode.deid.pool import DeidPool
     from dicomnode.deid.recipe import Recipe
     from dicomnode.deid.vault import Vault
-    from dicomnode.domain import PseudoUid
+    from dicomnode.domain import ModelId, PseudoUid
     from dicomnode.index.repository import VectorIndex
     from dicomnode.models.embedder import Embedder
     from dicomnode.models.manifest import Manifest
@@ -45,8 +46,12 @@ if TYPE_CHECKING:
     from dicomnode.web.sessions import SignIn
     from dicomnode.workflow.context import Context, Folders
     from dicomnode.workflow.deidentify import DeidContext
+    from dicomnode.workflow.models import Model, Models
     from dicomnode.workflow.peers import Destination
-    from dicomnode.workflow.querying import ActiveIndex, RepositoryQueries
+    from dicomnode.workflow.querying import RepositoryQueries
+
+
+ACTIVE_PACK = "active_pack"  # in the catalogue: folder of the pack in force; absent: [models] pack
 
 
 def packs_folder() -> Path:
@@ -73,7 +78,7 @@ class Node:
 
     def close(self) -> None:
         """End the child processes and close the databases that were opened; may be called more than once."""
-        for part in ("deid", "stored_index", "index", "spool"):
+        for part in ("deid", "models", "spool"):
             if part in self.__dict__:
                 self.__dict__[part].close()
         if "_engine" in self.__dict__:
@@ -221,12 +226,23 @@ class Node:
         return DeidPool(d.options, self.vault.uid_key, profile=d.profile, workers=d.workers)
 
     @property
+    def pack_folders(self) -> tuple[Path, ...]:
+        """Where packs are looked for by name: those shipped, then those kept with the repository."""
+        return (packs_folder(), self.data_dir / "packs")
+
+    @property
     def pack_dir(self) -> Path:
-        """Folder of the active model pack."""
+        """Folder of the pack in force, as committed now."""
         from dicomnode.models.manifest import find_pack
 
-        name = self.catalogue.get("active_pack") or self.settings.models.pack
-        return find_pack(name, (packs_folder(),))
+        name = self.catalogue.get(ACTIVE_PACK) or self.settings.models.pack
+        return find_pack(name, self.pack_folders)
+
+    def pack_of(self, model_id: ModelId) -> Path | None:
+        """Folder of the pack with a model id, None where there is none; damaged packs are passed over."""
+        from dicomnode.models.manifest import find_by_model
+
+        return find_by_model(model_id, (self.pack_dir, Path(self.settings.models.pack)), self.pack_folders)
 
     def check(self) -> None:
         """Refuse settings that would stop a process of the node after its start.
@@ -243,7 +259,7 @@ class Node:
 
         _ = self.recipe
         try:
-            find_pack(self.settings.models.pack, (packs_folder(),))
+            find_pack(self.settings.models.pack, self.pack_folders)
         except DicomnodeError as exc:
             raise SettingsError(exc.line, place="[models] pack", advice="dicomnode models list") from None
         if self.settings.database.url:
@@ -253,19 +269,29 @@ class Node:
                 raise SettingsError("not a database that can be reached from here", place="[database] url") from None
 
     @cached_property
-    def embedder(self) -> Embedder:
+    def models(self) -> Models:
+        """The model in force, noticed whenever it changes, and those whose vectors are kept."""
+        from dicomnode.workflow.models import Models
+
+        return Models(lambda: self.pack_dir, self.pack_of, self.index_of, self.load_pack, self._context_of)
+
+    def load_pack(self, folder: Path) -> Embedder:
+        """The networks of a pack on the device of the settings."""
         from dicomnode.models.embedder import Embedder
 
-        return Embedder.load(self.pack_dir, self.settings.models.device)
+        return Embedder.load(folder, self.settings.models.device)
 
-    @cached_property
+    @property
+    def embedder(self) -> Embedder:
+        """The networks in force now."""
+        return self.models.active().embedder()
+
+    @property
     def index(self) -> VectorIndex:
-        """The vector index of the active model; its manifest is enough, so that a search loads no networks."""
-        from dicomnode.models.manifest import read_manifest
+        """The vector index in force now; the pack's manifest is enough, so that a search loads no networks."""
+        return self.models.active().index
 
-        return self.index_of(self.embedder if "embedder" in self.__dict__ else read_manifest(self.pack_dir))
-
-    def index_of(self, embedder: Embedder | Manifest) -> VectorIndex:
+    def index_of(self, manifest: Manifest) -> VectorIndex:
         """The vector index of one model."""
         from dicomnode.index.repository import VectorIndex
 
@@ -273,8 +299,8 @@ class Node:
         return VectorIndex(
             self.data_dir / "index",
             self._engine,
-            embedder.model_id,
-            embedder.dim,
+            manifest.model_id,
+            manifest.dim,
             backend=i.backend,
             target_recall=i.target_recall,
         )
@@ -293,17 +319,9 @@ class Node:
         from dicomnode.archive.finding import Finder
         from dicomnode.workflow.querying import RepositoryQueries
 
-        return RepositoryQueries(
-            Finder(self._engine), self.answers, lambda: self.vault, self.stored_index, self.settings.retrieval.k
-        )
-
-    @cached_property
-    def stored_index(self) -> ActiveIndex:
-        """The vector index by the active pack's manifest alone, for who searches and never embeds."""
-        from dicomnode.models.manifest import read_manifest
-        from dicomnode.workflow.querying import ActiveIndex
-
-        return ActiveIndex(lambda: self.pack_dir, lambda folder: self.index_of(read_manifest(folder)))
+        indexes = lambda: [model.index for model in self.models.kept()]  # noqa: E731 - asked by each query
+        k = self.settings.retrieval.k
+        return RepositoryQueries(Finder(self._engine), self.answers, lambda: self.vault, indexes, k)
 
     @cached_property
     def destinations(self) -> list[Destination]:
@@ -328,13 +346,12 @@ class Node:
 
         return compile_recipe(self.settings.deid.profile, self.settings.deid.options)
 
-    @cached_property
+    @property
     def context(self) -> Context:
-        """Everything that the workflow's steps call."""
-        return self.context_of(self.embedder, self.index)
+        """Everything that the workflow's steps call, with the model in force now."""
+        return self.models.active().context
 
-    def context_of(self, embedder: Embedder, index: VectorIndex) -> Context:
-        """The same with another model."""
+    def _context_of(self, model: Model) -> Context:
         from dicomnode.workflow.context import Context, Policy
         from dicomnode.workflow.embedding import StudyEmbedder
 
@@ -348,9 +365,9 @@ class Node:
             catalogue=self.catalogue,
             answers=self.answers,
             quarantine=self.quarantine,
-            embedder=StudyEmbedder(embedder),
-            vectors=index,
-            retriever=index.retriever,
+            embedder=StudyEmbedder(model.model_id, model.embedder),
+            vectors=model.index,
+            retriever=model.index.retriever,
             reporter=self.reporter,
             destinations=self.destinations,
             folders=self.folders,
@@ -361,6 +378,7 @@ class Node:
                 recipe=self.recipe.sha256,
             ),
             metrics=self.metrics,
+            models=self.models,
         )
 
     @property
@@ -438,6 +456,13 @@ class Node:
                 advice="stop it first, or set [node] data_dir",
             ) from None
         return handle
+
+    def is_locked(self, role: str) -> bool:
+        """Whether a process serves one role on this folder now."""
+        with contextlib.suppress(Busy):
+            self.lock(role).close()
+            return False
+        return True
 
 
 def make_folder(path: Path, *, private: bool = False) -> None:

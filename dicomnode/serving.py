@@ -157,6 +157,7 @@ def run_worker(node: Node, stop: threading.Event) -> None:
     s = node.settings
     beat(node.runtime, "worker", state="starting", ready=False)
     ctx = node.context
+    _ = node.embedder  # loaded before the first study, so that a pack that cannot be is told at once
     worker = DurableWorker(ctx, node.data_dir / "workflow.sqlite3")
     worker.launch()
     name_held(ctx)
@@ -174,7 +175,7 @@ def run_worker(node: Node, stop: threading.Event) -> None:
     try:
         while not stop.is_set():
             alive = all(t.is_alive() for t in threads)
-            detail: dict[str, Any] = {"model": True, "index": True, **_counts(node)}
+            detail: dict[str, Any] = {"model": _follow_model(node), "index": True, **_counts(node)}
             beat(node.runtime, "worker", state="serving" if alive else "failing", ready=alive, detail=detail)
             if not alive:
                 raise DicomnodeError("a thread of the worker ended", place="worker", advice="see the log above")
@@ -191,6 +192,16 @@ def run_worker(node: Node, stop: threading.Event) -> None:
         worker.close()
         node.close()
         clear_beat(node.runtime, "worker")
+
+
+def _follow_model(node: Node) -> bool:
+    """Load the networks of a model that was put in force, before a study waits for them; whether they are there."""
+    try:
+        _ = node.embedder
+    except DicomnodeError as exc:  # each study that meets it is tried again, then told
+        log.warning("networks_not_loaded", code=exc.code, line=exc.line)
+        return False
+    return True
 
 
 def _keep_snapshot(node: Node, stop: threading.Event) -> None:

@@ -116,6 +116,17 @@ class Catalogue:
             rows = db.execute(query.order_by(t.studies.c.id))
             return [(PseudoUid(r.uid), Pseudonym(r.pseudonym), r.source) for r in rows]
 
+    def source_of(self, study: PseudoUid) -> str:
+        """Where a study came from ("received", "index-add", "labels"), "" when it is not here."""
+        with self.engine.connect() as db:
+            return str(db.execute(sa.select(t.studies.c.source).where(t.studies.c.uid == study)).scalar() or "")
+
+    def status_of(self, study: PseudoUid) -> FindingStatus:
+        """Whether a source states findings of a study; unknown too where it is not here."""
+        with self.engine.connect() as db:
+            value = db.execute(sa.select(t.studies.c.status).where(t.studies.c.uid == study)).scalar()
+        return FindingStatus.UNKNOWN if value is None else FindingStatus(value)
+
     def mark_chosen(self, choices: dict[PseudoUid, str]) -> None:
         """Record why each series was embedded (a stable word)."""
         with self.engine.begin() as db:
@@ -153,6 +164,21 @@ class Catalogue:
         query = sa.select(t.findings).join(t.studies).where(t.studies.c.uid == study).order_by(t.findings.c.id)
         with self.engine.connect() as db:
             return [Finding(r.system, r.code, r.display, r.source) for r in db.execute(query)]
+
+    def known_findings(self) -> list[tuple[PseudoUid, Pseudonym, FindingStatus, tuple[Finding, ...]]]:
+        """Every study of a patient who is not excluded: UID, patient, status and findings; by UID."""
+        s, f = t.studies.c, t.findings.c
+        query = sa.select(s.id, s.uid, s.status, t.patients.c.pseudonym).join(t.patients)
+        query = query.where(~t.patients.c.excluded).order_by(s.uid)
+        found: dict[int, list[Finding]] = {}
+        with self.engine.connect() as db:
+            rows = db.execute(query).all()
+            for row in db.execute(sa.select(t.findings).order_by(f.system, f.code)):
+                found.setdefault(row.study_id, []).append(Finding(row.system, row.code, row.display, row.source))
+        return [
+            (PseudoUid(r.uid), Pseudonym(r.pseudonym), FindingStatus(r.status), tuple(found.get(r.id, ())))
+            for r in rows
+        ]
 
     def studies_with_finding(self, text: str) -> set[PseudoUid]:
         """Studies that have a finding whose display or code holds every word of ``text``, whatever the case."""

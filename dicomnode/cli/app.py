@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dicomnode import __version__
-from dicomnode.cli import config, deid, doctor, index, models, quarantine, query, results, serve, train, user
+from dicomnode.cli import config, deid, doctor, evaluate, index, models, quarantine, query, results, serve, train, user
 
 app = typer.Typer(
     name="dicomnode",
@@ -20,6 +20,7 @@ app = typer.Typer(
 
 app.command("serve")(serve.serve_command)
 app.command("query")(query.query_command)
+app.command("evaluate")(evaluate.evaluate_command)
 app.command("deid")(deid.deid_command)
 app.command("doctor")(doctor.doctor_command)
 app.add_typer(index.app, name="index")

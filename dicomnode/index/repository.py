@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy import Engine, func, select
 
 from dicomnode.archive.schema import instances, segments, studies, vectors
 from dicomnode.domain import ModelId, Pseudonym, PseudoUid, SliceRef
 from dicomnode.errors import IndexCorrupt
-from dicomnode.index import build, snapshot
+from dicomnode.index import build, snapshot, takeover
 from dicomnode.index.cases import CaseRetriever
 from dicomnode.index.search import Searcher
 from dicomnode.index.segments import Vectors
 from dicomnode.index.snapshot import Manifest
+from dicomnode.index.takeover import Source
 from dicomnode.index.vectors import VectorStore
 from dicomnode.index.verdict import remove_cache
 
@@ -75,13 +77,28 @@ class VectorIndex:
         self.target_recall = target_recall
         self.worth_a_snapshot = worth_a_snapshot
 
-    def add(self, refs: Sequence[SliceRef], rows: Vectors) -> int:
+    def add(self, refs: Sequence[SliceRef], rows: Vectors, *, beside: Sequence[int] | None = None) -> int:
         """``VectorStore.add``."""
-        return self.store.add(refs, rows)
+        return self.store.add(refs, rows, beside=beside)
+
+    def to_embed(self, uid: PseudoUid) -> list[Source]:
+        """Slices of a study that another model has vectors of and this one lacks."""
+        return takeover.to_embed(self.store, uid)
 
     def has_study(self, uid: PseudoUid) -> bool:
         """Whether the study has vectors of this model."""
         return self.store.has_study(uid)
+
+    def vectors_of(self, uid: PseudoUid) -> Vectors:
+        """The vectors of a study, float32 [m, dim]; m is 0 where it has none of this model."""
+        if not self.has_study(uid):
+            return np.empty((0, self.store.dim), dtype=np.float32)
+        now = self.searcher.refresh()
+        number = now.names.study_of.get(uid)
+        if number is None or number >= len(now.study_count):  # removed just now
+            return np.empty((0, self.store.dim), dtype=np.float32)
+        rows = now.rows_of(number)
+        return np.ascontiguousarray(now.matrix[rows])
 
     def remove_study(self, uid: PseudoUid) -> int:
         """Remove a study's vectors everywhere: segments, snapshots, references. How many there were."""
@@ -127,7 +144,7 @@ class VectorIndex:
     def verify(self) -> list[str]:
         """Every problem of store and snapshots, one line each; empty: sound. Reads everything, changes nothing."""
         problems = self.store.verify()
-        for name in snapshot.names(self.store.snapshot_folder):
+        for name in snapshot.names(self.store.snapshot_folder, self.store.model_id):
             try:
                 snapshot.open_checked(self.store.snapshot_folder / name, self.store.model_id, self.store.dim)
             except IndexCorrupt as fault:
@@ -144,9 +161,9 @@ class VectorIndex:
         """Let this model's vectors in beside those of the model it takes over from."""
         self.store.admit()
 
-    def discard_other_models(self) -> int:
-        """Remove what models before this one left; how many vectors there were."""
-        removed = self.store.discard_other_models()
+    def discard_other_models(self, only: ModelId | None = None) -> int:
+        """Remove what models before this one left, or one of them; how many vectors there were."""
+        removed = self.store.discard_other_models(only)
         remove_cache(self.store.folder)
         return removed
 
@@ -189,7 +206,7 @@ class VectorIndex:
         self.retriever.warm(slices)
 
     def _manifest(self) -> Manifest | None:
-        for name in snapshot.names(self.store.snapshot_folder):
+        for name in snapshot.names(self.store.snapshot_folder, self.store.model_id):
             try:
                 held = snapshot.read_manifest(self.store.snapshot_folder / name)
             except IndexCorrupt:

@@ -101,21 +101,40 @@ def current_token(folder: Path) -> str:
 
 
 def publish(folder: Path, built: Path, manifest: Manifest) -> None:
-    """Bind ``built`` (a finished folder) into force; the previous snapshot stays, older ones go."""
+    """Bind ``built`` (a finished folder) into force; its model's previous snapshot stays, older ones go.
+
+    Of another model that has vectors here the newest stays too, so that going back to it finds its snapshot.
+    """
     files.write_file(built / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
     final = built.with_suffix("")
     built.rename(final)
     files.sync_folder(folder)
-    previous = current_token(folder).split("\n")[0]
-    files.write_file(folder / CURRENT, f"{final.name}\n{previous}\n".encode())
+    kept = [final.name]
+    models: set[str | None] = set()
+    for name in names(folder):
+        if (model := _model_of(folder / name)) not in models:
+            models.add(model)
+            kept.append(name)
+    files.write_file(folder / CURRENT, "".join(f"{name}\n" for name in kept).encode())
     for path in folder.iterdir():
-        if path.is_dir() and path.suffix != files.PART and path.name not in (final.name, previous):
+        if path.is_dir() and path.suffix != files.PART and path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def names(folder: Path) -> list[str]:
-    """Names of the snapshot in force and of the one before, as far as there are any."""
-    return [name for name in current_token(folder).split("\n") if name and (folder / name).is_dir()]
+def names(folder: Path, model_id: ModelId | None = None) -> list[str]:
+    """Names of the snapshots, newest first: of a model the one in force and the one before, as far as there are any.
+
+    One whose manifest cannot be read is named with every model.
+    """
+    there = [name for name in current_token(folder).split("\n") if name and (folder / name).is_dir()]
+    return [n for n in there if model_id is None or _model_of(folder / n) in (model_id, None)]
+
+
+def _model_of(path: Path) -> str | None:
+    try:
+        return read_manifest(path).model_id
+    except IndexCorrupt:
+        return None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -170,7 +189,7 @@ def open_checked(path: Path, model_id: ModelId, dim: int) -> Snapshot:
 
 def newest(folder: Path, model_id: ModelId, dim: int) -> Snapshot | None:
     """The snapshot in force, else the previous one, else None; each refusal is logged."""
-    for name in names(folder):
+    for name in names(folder, model_id):
         try:
             return open_checked(folder / name, model_id, dim)
         except IndexCorrupt as fault:

@@ -90,7 +90,7 @@ class VectorStore:
             for made in (self.segment_folder, self.snapshot_folder):
                 made.mkdir(parents=True, exist_ok=True)
 
-    def add(self, refs: Sequence[SliceRef], rows: Vectors) -> int:
+    def add(self, refs: Sequence[SliceRef], rows: Vectors, *, beside: Sequence[int] | None = None) -> int:
         """Add one vector a slice; slices that are there already are left as they are.
 
         Parameters
@@ -99,6 +99,9 @@ class VectorStore:
             Where each row belongs.
         rows : float32 [n, dim]
             Unit vectors, one a ref.
+        beside : sequence of int, optional
+            Of another model, one a ref: a slice is added only where that vector is still there. It is not where the
+            slice was removed, or replaced, since it was read.
 
         Returns
         -------
@@ -118,7 +121,10 @@ class VectorStore:
         with self.writing():
             self._check_model()
             there = self._existing(refs)
-            fresh = [i for i, key in enumerate(keys) if key not in there]
+            live = None if beside is None else set(self.instances(beside))
+            fresh = [
+                i for i, key in enumerate(keys) if key not in there and (live is None or (beside or ())[i] in live)
+            ]
             if not fresh:
                 return 0
             file = files.write_segment(self.segment_folder, rows[fresh], self.model_id)
@@ -150,11 +156,12 @@ class VectorStore:
         with self.writing(), self.engine.begin() as c:
             ledger.admit(c, {self.model_id, *c.scalars(select(segments.c.model_id).distinct())})
 
-    def discard_other_models(self) -> int:
-        """Remove the vectors of every other model; how many there were."""
-        removed = self._remove(segments.c.model_id != self.model_id)
+    def discard_other_models(self, only: ModelId | None = None) -> int:
+        """Remove the vectors of every other model, or of one; how many there were."""
+        others = segments.c.model_id != self.model_id
+        removed = self._remove(others if only is None else others & (segments.c.model_id == only))
         with self.writing(), self.engine.begin() as c:
-            ledger.admit(c, set())
+            ledger.admit(c, {self.model_id, *c.scalars(select(segments.c.model_id).distinct())})
         return removed
 
     def discard_damaged(self) -> list[PseudoUid]:

@@ -19,7 +19,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from dicomnode.domain import MIN_PATIENTS_FOR_P, P_NONE, Pseudonym, Verdict, VerdictKind
+from dicomnode.domain import MIN_PATIENTS_FOR_P, P_NONE, ModelId, Pseudonym, Verdict, VerdictKind
 from dicomnode.index import segments as files
 from dicomnode.index.ranking import RANKED_PATIENTS, Probe, Ranked, rank
 from dicomnode.index.resident import Resident
@@ -32,7 +32,7 @@ SAMPLE = 200  # patients in the reference of a large repository: p in steps of .
 STALE_SHARE = 0.05  # patients that may have come since, before a large reference is computed again
 LARGE = 100  # patients from which a reference may be that old
 BUCKETS = (1, 2, 4, 8, 16, 32)  # slices of a probe: few slices give noisier distances, so like is compared with like
-CACHE = "reference.json"
+CACHES = "reference-*.json"  # one a model
 
 
 class Reference(NamedTuple):
@@ -49,7 +49,7 @@ class _Stamp:
     model: str
     removals: int
     excluded: str
-    revision: int
+    last: int  # the newest vector of the model: another model's coming changes nothing
     patients: int
 
     def fits(self, now: _Stamp) -> bool:
@@ -57,7 +57,7 @@ class _Stamp:
         if (self.model, self.removals, self.excluded) != (now.model, now.removals, now.excluded):
             return False
         grown = now.patients - self.patients
-        return self.revision == now.revision or (self.patients >= LARGE and grown <= STALE_SHARE * self.patients)
+        return self.last == now.last or (self.patients >= LARGE and grown <= STALE_SHARE * self.patients)
 
 
 def distance(ranked: list[Ranked]) -> float:
@@ -86,7 +86,7 @@ class References:
 
     def __init__(self, searcher: Searcher) -> None:
         self._searcher = searcher
-        self._path = searcher.store.folder / CACHE
+        self._path = cache_path(searcher.store.folder, searcher.store.model_id)
         self._lock = threading.Lock()
         self._held: dict[int, tuple[_Stamp, Reference]] = {}
 
@@ -139,7 +139,8 @@ class References:
     def _stamp(self, now: Resident, mask: NDArray[np.bool_]) -> _Stamp:
         excluded = hashlib.sha256("\n".join(sorted(now.state.excluded)).encode()).hexdigest()
         patients = len(now.patients_in(mask))
-        return _Stamp(self._searcher.store.model_id, now.state.removals, excluded, now.state.revision, patients)
+        last = int(now.ids[-1]) if now.n else -1
+        return _Stamp(self._searcher.store.model_id, now.state.removals, excluded, last, patients)
 
     def _read(self, bucket: int) -> tuple[_Stamp, Reference] | None:
         """The reference that another process left; a file that cannot be read is computed again."""
@@ -163,7 +164,13 @@ class References:
 
 def remove_cache(folder: Path) -> None:
     """Forget the references on disk: they name patients, and one of them was removed."""
-    (folder / CACHE).unlink(missing_ok=True)
+    for path in folder.glob(CACHES):
+        path.unlink(missing_ok=True)
+
+
+def cache_path(folder: Path, model_id: ModelId) -> Path:
+    """Where the references of one model lie."""
+    return folder / CACHES.replace("*", hashlib.sha256(model_id.encode()).hexdigest()[:16])
 
 
 def _probe(now: Resident, study: int, slices: int) -> Probe:

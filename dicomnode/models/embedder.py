@@ -18,6 +18,7 @@ import torch
 from dicomnode.domain import ModelId
 from dicomnode.errors import InputError, PackError
 from dicomnode.models.pack import Pack
+from dicomnode.models.preprocess import SIDE
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,7 @@ class Embedder:
         self.device = device
         self.model_id: ModelId = pack.manifest.model_id
         self.dim: int = pack.manifest.dim
-        self.side: int = pack.network.side
+        self.side: int = SIDE
 
     @classmethod
     def load(cls, pack_dir: Path, device: str = "auto") -> Embedder:
@@ -105,22 +106,34 @@ class Embedder:
         return out
 
     def grid(self, images: Floats) -> Floats:
-        """Per-region features float32 [n, 2C, 7, 7] for explanations: compare two slices cell by cell (cosine)."""
-        checked = self._checked(images)
-        side, channels = self.pack.network.grid_side, 2 * self.pack.network.encoder.out_channels
+        """Per-region features float32 [n, 2C, 7, 7]: compare two slices cell by cell (cosine).
+
+        Raises
+        ------
+        PackError
+            The pack is of a kind that has none.
+        """
+        checked, network = self._checked(images), self.pack.embedding_net
+        side, channels = network.grid_side, 2 * network.encoder.out_channels
         out = np.empty((len(checked), channels, side, side), dtype=np.float32)
         with torch.inference_mode():
             for at, batch in self._batches(checked):
-                out[at : at + len(batch)] = self.pack.network.grid(batch).cpu().numpy()
+                out[at : at + len(batch)] = network.grid(batch).cpu().numpy()
         return out
 
     def full(self, images: Floats) -> Floats:
-        """The full embedding before compaction, float32 [n, full_dim]: a row of benchmarks, never indexed."""
-        checked = self._checked(images)
-        out = np.empty((len(checked), self.pack.network.full_dim), dtype=np.float32)
+        """The full embedding before compaction, float32 [n, full_dim]: a row of benchmarks, never indexed.
+
+        Raises
+        ------
+        PackError
+            The pack is of a kind that has none.
+        """
+        checked, network = self._checked(images), self.pack.embedding_net
+        out = np.empty((len(checked), network.full_dim), dtype=np.float32)
         with torch.inference_mode():
             for at, batch in self._batches(checked):
-                out[at : at + len(batch)] = self.pack.network.full(batch).cpu().numpy()
+                out[at : at + len(batch)] = network.full(batch).cpu().numpy()
         return out
 
     def _checked(self, images: Floats) -> Floats:

@@ -21,6 +21,11 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
 CARD = "card.md"
+GRAPH = "graph.json"
+ONNX = "model.onnx"
+CENET_XCEPTION, TORCH_EXPORT, ONNX_KIND = "cenet-xception", "torch-export", "onnx"
+# The file that holds the weights, by ``architecture.kind``; a manifest without a kind is of the first.
+WEIGHTS_OF = {CENET_XCEPTION: WEIGHTS, TORCH_EXPORT: WEIGHTS, ONNX_KIND: ONNX}
 IDENTITY_KEYS = (
     "weights_sha256",
     "architecture",
@@ -77,6 +82,16 @@ class Manifest:
         """Dimension of the vectors."""
         return int(self.identity["dim"])
 
+    @property
+    def kind(self) -> str:
+        """What the network is: "cenet-xception", "torch-export" or "onnx"."""
+        return str(self.identity["architecture"].get("kind", CENET_XCEPTION))
+
+    @property
+    def weights(self) -> str:
+        """Name of the file that holds the weights."""
+        return WEIGHTS_OF[self.kind]
+
     def as_json(self) -> dict[str, Any]:
         """The object that ``manifest.json`` holds."""
         return {
@@ -115,8 +130,13 @@ def read_manifest(folder: Path) -> Manifest:
             raw.get("about", {}),
         )
         expected = model_id_of(manifest.identity)
-        named = manifest.files[WEIGHTS] == manifest.identity["weights_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        if manifest.kind not in WEIGHTS_OF:
+            known = ", ".join(WEIGHTS_OF)
+            raise PackError(f"is of the kind {manifest.kind[:40]!r}; this version knows {known}", place=str(path))
+        named = manifest.files[manifest.weights] == manifest.identity["weights_sha256"]
+        if manifest.kind == TORCH_EXPORT:
+            named = named and manifest.files[GRAPH] == manifest.identity["architecture"]["graph_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise PackError("is damaged: a key is missing or it is not JSON", place=str(path), advice=_REINSTALL) from e
     if expected != manifest.model_id or not named:
         raise PackError("model_id does not match the identity it names", place=str(path), advice=_REINSTALL)
@@ -134,7 +154,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     PackError
         A file is missing or differs.
     """
-    for name in (WEIGHTS, GOLDEN, CARD):
+    for name in (manifest.weights, GOLDEN, CARD):
         if name not in manifest.files:
             raise PackError(f"names no hash for {name}", place=str(folder / MANIFEST), advice=_REINSTALL)
     for name, expected in manifest.files.items():
@@ -161,14 +181,29 @@ def find_pack(name: str, folders: Iterable[Path] = PACK_FOLDERS) -> Path:
     for folder in candidates:
         if (folder / MANIFEST).is_file():
             return folder
-    known = ", ".join(sorted({m.parent.name for f in folders for m in f.glob(f"*/{MANIFEST}")})) or "none"
+    known = ", ".join(sorted({m.parent.name for f in folders for m in f.glob(f"[!.]*/{MANIFEST}")})) or "none"
     raise PackError(f"no model pack is called {name!r}", place="[models] pack", advice=f"known packs: {known}")
+
+
+def find_by_model(model_id: ModelId, named: Iterable[Path], folders: Iterable[Path] = PACK_FOLDERS) -> Path | None:
+    """The folder of the pack with this model id, among those named and those in ``folders``; None: it is not there.
+
+    A damaged pack is passed over: it is told where it is used.
+    """
+    listed = (m.parent for f in folders for m in sorted(f.glob(f"[!.]*/{MANIFEST}")))
+    for folder in (*named, *listed):
+        try:
+            if read_manifest(folder).model_id == model_id:
+                return folder
+        except PackError:
+            continue
+    return None
 
 
 def list_packs(folders: Iterable[Path] = PACK_FOLDERS) -> list[tuple[Path, Manifest]]:
     """Every readable pack in ``folders``, by folder name; a damaged one raises, it is not passed over."""
     found: dict[str, Path] = {}
     for folder in folders:
-        for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+        for manifest in sorted(folder.glob(f"[!.]*/{MANIFEST}")):  # a name with a dot is still being written
             found.setdefault(manifest.parent.name, manifest.parent)
     return [(path, read_manifest(path)) for _, path in sorted(found.items())]

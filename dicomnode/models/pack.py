@@ -7,7 +7,7 @@ changed library or a broken device is found before the first study, not in its a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,17 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from dicomnode.errors import PackError
 from dicomnode.models.manifest import (
     CARD,
+    CENET_XCEPTION,
     GOLDEN,
+    GRAPH,
     MANIFEST,
+    ONNX_KIND,
     WEIGHTS,
     Manifest,
     model_id_of,
@@ -36,6 +40,8 @@ from dicomnode.models.preprocess import SIDE, SPEC
 
 GOLDEN_COS = 0.999  # under this a vector is not the model's
 GOLDEN_COUNT = 4
+# A network of another kind is given the prepared slice as it is; it brings its own normalisation.
+PLAIN_SPEC = {**SPEC, "network": "none"}
 
 
 def synthetic_images(count: int = GOLDEN_COUNT, side: int = SIDE) -> npt.NDArray[np.uint8]:
@@ -58,11 +64,33 @@ def synthetic_images(count: int = GOLDEN_COUNT, side: int = SIDE) -> npt.NDArray
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A verified pack: its manifest and its networks, on a device, ready to compute."""
+    """A verified pack: its manifest and its networks, on a device, ready to compute.
+
+    Attributes
+    ----------
+    network : nn.Module
+        float32 [n, side, side] in 0..1 -> unit vectors float32 [n, dim].
+    """
 
     folder: Path
     manifest: Manifest
-    network: EmbeddingNet
+    network: nn.Module
+
+    @property
+    def embedding_net(self) -> EmbeddingNet:
+        """The CE-Net and Xception of the pack, which know regions and the full embedding.
+
+        Raises
+        ------
+        PackError
+            The pack is of another kind.
+        """
+        if isinstance(self.network, EmbeddingNet):
+            return self.network
+        raise PackError(
+            f"a pack of kind {self.manifest.kind} gives vectors only: no regions, no full embedding",
+            place=str(self.folder),
+        )
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> Pack:
@@ -70,7 +98,7 @@ class Pack:
 
         Parameters
         ----------
-        folder : folder with manifest.json, weights.safetensors, golden.safetensors, card.md.
+        folder : folder with manifest.json, the file of weights, golden.safetensors, card.md.
         device : a torch device that exists.
 
         Raises
@@ -79,17 +107,64 @@ class Pack:
             Anything missing, damaged, or not reproducing its golden vectors (cosine under .999).
         """
         manifest = read_manifest(folder)
-        if manifest.identity["preprocessing"] != SPEC:
+        expected = SPEC if manifest.kind == CENET_XCEPTION else PLAIN_SPEC
+        if manifest.identity["preprocessing"] != expected:
             raise PackError(
                 "was made for another preprocessing than this version's",
                 place=str(folder / MANIFEST),
                 advice="install the pack of this version, or the version of this pack",
             )
         verify_files(folder, manifest)
-        network = _network(manifest.identity, _tensors(folder / WEIGHTS), folder)
-        network.to(torch.device(device))
-        _check_golden(network, _tensors(folder / GOLDEN), folder)
+        network = load_network(folder, manifest.identity, manifest.kind, device)
+        _check_golden(network, _tensors(folder / GOLDEN), folder, device)
         return cls(folder, manifest, network)
+
+
+class UnitNet(nn.Module):
+    """A network of another kind, its vectors brought to length 1."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 [n, side, side] in 0..1 -> unit vectors float32 [n, dim]."""
+        return functional.normalize(self.inner(images).float(), dim=1)
+
+
+def load_network(folder: Path, identity: Mapping[str, Any], kind: str, device: str) -> nn.Module:
+    """The network of a pack's folder on a device; see ``Pack.network``.
+
+    Raises
+    ------
+    PackError
+        Its files do not make a network, or ONNX Runtime is needed and not installed.
+    """
+    network: nn.Module
+    if kind == CENET_XCEPTION:
+        network = _network(identity, _tensors(folder / WEIGHTS), folder)
+    elif kind == ONNX_KIND:
+        from dicomnode.models.manifest import ONNX
+        from dicomnode.models.onnxnet import OnnxNet
+
+        network = UnitNet(OnnxNet(folder / ONNX, device, SIDE))
+    else:
+        network = UnitNet(_graph(folder))
+    return network.to(torch.device(device)).eval()
+
+
+def _graph(folder: Path) -> nn.Module:
+    from dicomnode.models.graph import GraphNet
+
+    tensors = _tensors(folder / WEIGHTS)
+    if any(t.is_floating_point() and not bool(torch.isfinite(t).all()) for t in tensors.values()):
+        raise PackError("holds weights that are NaN or infinite", place=str(folder / WEIGHTS))
+    try:
+        return GraphNet(json.loads((folder / GRAPH).read_text(encoding="utf-8")), tensors)
+    except PackError as e:
+        raise PackError(e.line, place=str(folder / GRAPH)) from e
+    except (OSError, ValueError, AttributeError) as e:
+        raise PackError("is not a readable graph", place=str(folder / GRAPH)) from e
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -121,14 +196,16 @@ def _network(identity: Mapping[str, Any], tensors: dict[str, Tensor], folder: Pa
 _COUNTER = "num_batches_tracked"  # only training needs it: not shipped
 
 
-def _check_golden(network: EmbeddingNet, golden: dict[str, Tensor], folder: Path) -> None:
+def _check_golden(network: nn.Module, golden: dict[str, Tensor], folder: Path, device: str) -> None:
     try:
         images, expected = golden["images"], golden["vectors"]
     except KeyError as e:
         raise PackError("lacks images or vectors", place=str(folder / GOLDEN)) from e
-    device = next(network.parameters()).device
-    with torch.inference_mode():
-        found = network(images.to(device).float().div(255)).cpu()
+    try:
+        with torch.inference_mode():
+            found = network(images.to(torch.device(device)).float().div(255)).cpu()
+    except (RuntimeError, TypeError, IndexError) as e:  # a graph whose shapes do not fit each other
+        raise PackError(f"the network cannot compute the golden vectors ({type(e).__name__})", place=str(folder)) from e
     if found.shape != expected.shape:
         raise PackError("does not fit the pack's dimension", place=str(folder / GOLDEN))
     worst = float((found * expected).sum(1).min())
@@ -151,7 +228,8 @@ def half_tensors(network: EmbeddingNet) -> dict[str, Tensor]:
     return out
 
 
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that everybody may read."""
     save_file(tensors, path)
     path.chmod(0o644)  # safetensors writes 0600; an installed pack is read by the node's own user
 
@@ -173,7 +251,7 @@ def write_pack(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    _save(half_tensors(network), folder / WEIGHTS)
+    save_tensors(half_tensors(network), folder / WEIGHTS)
     identity = {
         "weights_sha256": sha256_of(folder / WEIGHTS),
         "architecture": dict(architecture),
@@ -189,11 +267,24 @@ def write_pack(
     images = torch.from_numpy(synthetic_images())
     with torch.inference_mode():
         vectors = shipped(images.float().div(255))
-    _save({"images": images, "vectors": vectors.contiguous()}, folder / GOLDEN)
+    save_tensors({"images": images, "vectors": vectors.contiguous()}, folder / GOLDEN)
     (folder / CARD).write_text(card.replace("{model_id}", model_id_of(identity)), encoding="utf-8")
-    files = {n: sha256_of(folder / n) for n in (WEIGHTS, GOLDEN, CARD)}
+    write_manifest(folder, name, status, identity, (WEIGHTS, GOLDEN, CARD), about)
+    return Pack.load(folder)
+
+
+def write_manifest(
+    folder: Path,
+    name: str,
+    status: str,
+    identity: Mapping[str, Any],
+    names: Sequence[str],
+    about: Mapping[str, Any],
+) -> Manifest:
+    """Write the manifest over the files ``names``, by renaming: a folder with a manifest is whole."""
+    files = {n: sha256_of(folder / n) for n in names}
     manifest = Manifest(name, model_id_of(identity), status, identity, files, about)
     new = folder / f"{MANIFEST}.new"
     new.write_text(json.dumps(manifest.as_json(), indent=1) + "\n", encoding="utf-8")
     new.replace(folder / MANIFEST)
-    return Pack.load(folder)
+    return manifest

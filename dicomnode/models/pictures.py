@@ -50,7 +50,7 @@ def clean_picture(src: Path, dst: Path) -> tuple[int, int]:
             warnings.simplefilter("ignore")  # its size is judged here
             with Image.open(src, formats=FORMATS) as image:
                 _check(image)
-                grey = _grey(image)
+                grey = upright_grey(image)
     except Image.DecompressionBombError:  # Pillow's own limit, beyond ours
         raise _too_many_pixels() from None
     except _READ_ERRORS:
@@ -70,8 +70,8 @@ def _too_many_pixels() -> UploadTooLarge:
     return UploadTooLarge("too-many-pixels", "the picture has more than 50 million pixels", advice="make it smaller")
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    """8-bit grey pixels; a new image, so that nothing of ``image.info`` comes along."""
+def upright_grey(image: Image.Image) -> Image.Image:
+    """8-bit grey pixels of an open picture, upright, transparency on black; nothing of ``image.info`` comes along."""
     image.load()
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith(("I", "F")):  # 16 bits, or float

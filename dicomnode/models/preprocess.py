@@ -93,7 +93,38 @@ def prepare_dicom(path: Path, frame: int = 0) -> Prepared:
         return _prepare(path, frame)
 
 
+def prepare_dicom_mask(path: Path, mask: npt.NDArray[np.bool_], frame: int = 0) -> npt.NDArray[np.bool_]:
+    """A mask drawn on a frame, bool [rows, columns], cut and scaled as ``prepare_dicom`` does with the frame.
+
+    Returns
+    -------
+    bool [224, 224]
+        False outside the frame.
+
+    Raises
+    ------
+    UnusableImage
+        As ``prepare_dicom``.
+    InputError
+        The mask has not the frame's size.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        grey, _, _, box, _ = _placed(path, frame)
+    if mask.shape != grey.shape:
+        raise InputError(f"is {mask.shape[1]}x{mask.shape[0]}, its image {grey.shape[1]}x{grey.shape[0]}")
+    return _resample(mask.astype(np.float32), box, 0.0) > 0.5
+
+
 def _prepare(path: Path, frame: int) -> Prepared:
+    grey, head, ds, box, notes = _placed(path, frame)
+    unit = _unit(grey, head, ds, notes)
+    fill = _hounsfield_unit(np.float32(AIR_HU)) if head.is_hounsfield else np.float32(unit.min())
+    return Prepared(_resample(unit, box, float(fill)), tuple(notes))
+
+
+def _placed(path: Path, frame: int) -> tuple[Floats, FrameHeader, Dataset, Box, list[str]]:
+    """Real-world values of a frame, its headers, the square that is cut out of it, and notes."""
     ds = read_header(path)
     try:
         head = frame_header(ds, frame)
@@ -108,9 +139,7 @@ def _prepare(path: Path, frame: int) -> Prepared:
     box = body_square(grey, spacing) if head.is_hounsfield else None
     if box is None:
         box = _whole_square(grey.shape, spacing)
-    unit = _unit(grey, head, ds, notes)
-    fill = _hounsfield_unit(np.float32(AIR_HU)) if head.is_hounsfield else np.float32(unit.min())
-    return Prepared(_resample(unit, box, float(fill)), tuple(notes))
+    return grey, head, ds, box, notes
 
 
 def prepare_picture(path: Path) -> Prepared:

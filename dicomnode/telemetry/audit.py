@@ -42,6 +42,7 @@ class AuditEvent(StrEnum):
     LINK_OPENED = "link-opened"
     VAULT_ROTATED = "vault-rotated"
     MODEL_ACTIVATED = "model-activated"
+    MODEL_DISCARDED = "model-discarded"
     BACKUP_WRITTEN = "backup-written"
     BACKUP_RESTORED = "backup-restored"
 
@@ -67,6 +68,7 @@ EVENTS: dict[AuditEvent, str] = {
     AuditEvent.LINK_OPENED: "an open link was confirmed by its holder",
     AuditEvent.VAULT_ROTATED: "the key of the pseudonym vault was changed",
     AuditEvent.MODEL_ACTIVATED: "another model pack was put to work",
+    AuditEvent.MODEL_DISCARDED: "vectors of a model that is not in force were deleted",
     AuditEvent.BACKUP_WRITTEN: "a backup was written",
     AuditEvent.BACKUP_RESTORED: "a backup was restored",
 }

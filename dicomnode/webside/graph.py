@@ -6,7 +6,7 @@ The query's own patient is in no search, whatever it starts from. What was remov
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dicomnode.archive.cases import CaseRow, Cases
 from dicomnode.archive.catalogue import Catalogue
-from dicomnode.domain import Answer, Case, FindingStatus, Pseudonym, PseudoUid, SliceRef
+from dicomnode.domain import Answer, Case, FindingStatus, ModelId, Pseudonym, PseudoUid, SliceRef
 from dicomnode.errors import InputError, NotFound
 from dicomnode.index import neighbours
 from dicomnode.index.cases import QueryStudy
@@ -29,10 +29,18 @@ Place = tuple[PseudoUid, int]  # an instance of the repository and the frame in 
 
 
 class Graphs:
-    """Makes graphs from one index and catalogue; safe for threads."""
+    """Makes graphs of results, each by the model that answered it where its vectors are kept; safe for threads.
 
-    def __init__(self, index: VectorIndex, catalogue: Catalogue, cases: Cases, handles: Handles, k: int) -> None:
-        self._index = index
+    Parameters
+    ----------
+    index : callable
+        The index of the model that gave an answer, or of the one in force where it has gone.
+    """
+
+    def __init__(
+        self, index: Callable[[ModelId], VectorIndex], catalogue: Catalogue, cases: Cases, handles: Handles, k: int
+    ) -> None:
+        self._index_of = index
         self._catalogue = catalogue
         self._cases = cases
         self._handles = handles
@@ -55,9 +63,10 @@ class Graphs:
         InputError
             Asked again although the query's vectors are no longer kept.
         """
-        answer = self._ask(result, ask, start) if ask.is_live else result.answer
-        now = self._index.searcher.refresh()
-        probe = self._case_probe(now, start) if start is not None else self._probe(result)
+        index = self._index(result)
+        answer = self._ask(index, result, ask, start) if ask.is_live else result.answer
+        now = index.searcher.refresh()
+        probe = self._case_probe(now, start) if start is not None else self._probe(index, result)
         rows = self._cases.by_uid([case.study_uid for case in answer.cases])
         own = own_patients(result, self._cases)
         shown = [
@@ -79,7 +88,10 @@ class Graphs:
             "edges": edges,
         }
 
-    def _ask(self, result: OpenResult, ask: GraphAsk, start: CaseRow | None) -> Answer:
+    def _index(self, result: OpenResult) -> VectorIndex:
+        return self._index_of(result.answer.model_id)
+
+    def _ask(self, index: VectorIndex, result: OpenResult, ask: GraphAsk, start: CaseRow | None) -> Answer:
         exclude = own_patients(result, self._cases)
         if start is None:
             if not len(result.slices) or len(result.vectors) != len(result.slices):
@@ -93,18 +105,18 @@ class Graphs:
                 model_id=result.answer.model_id,
             )
         else:
-            query = self._case_query(start)
+            query = self._case_query(index, start)
             if result.study is not None and start.study == result.study:
                 raise NotFound("no such case")
         k = ask.k or max(1, len(result.answer.cases)) if start is None else ask.k or self._k
-        return self._index.retriever.retrieve(query, k, allow=self._allowed(ask), exclude_patients=exclude)
+        return index.retriever.retrieve(query, k, allow=self._allowed(ask), exclude_patients=exclude)
 
-    def _case_query(self, start: CaseRow) -> QueryStudy:
-        now = self._index.searcher.refresh()
+    def _case_query(self, index: VectorIndex, start: CaseRow) -> QueryStudy:
+        now = index.searcher.refresh()
         rows = self._rows(now, start.study)
         if not len(rows):
             raise NotFound("this case has no images that can be compared")
-        instances = self._index.store.instances([int(now.ids[row]) for row in rows])
+        instances = index.store.instances([int(now.ids[row]) for row in rows])
         kept = [row for row in rows if int(now.ids[row]) in instances]
         refs = [
             _ref(instances[int(now.ids[row])], 0, None if np.isnan(now.z[row]) else float(now.z[row])) for row in kept
@@ -127,9 +139,9 @@ class Graphs:
             allow = said if allow is None else allow & said
         return allow
 
-    def _probe(self, result: OpenResult) -> Probe | None:
+    def _probe(self, index: VectorIndex, result: OpenResult) -> Probe | None:
         """The query's vectors; None where they are gone or another model's."""
-        if result.answer.model_id != self._index.store.model_id or not len(result.slices):
+        if result.answer.model_id != index.store.model_id or not len(result.slices):
             return None
         z = np.array([np.nan if s.z is None else s.z for s in result.slices], dtype=np.float32)
         return Probe(np.ascontiguousarray(result.vectors), z)
@@ -195,10 +207,11 @@ class Graphs:
 
     def best_places(self, result: OpenResult, rows: Sequence[CaseRow]) -> dict[PseudoUid, Place]:
         """The slice of each study that matches the query best: what its thumbnail shows."""
-        now, found = self._index.searcher.refresh(), dict[PseudoUid, Place]()
+        index, found = self._index(result), dict[PseudoUid, Place]()
+        now = index.searcher.refresh()
         numbers = {row.study: n for row in rows if (n := self._number(now, row.study)) is not None}
-        best = neighbours.best_rows(now, self._probe(result), list(numbers.values()))
-        places = self._index.store.places([int(now.ids[row]) for row in best])
+        best = neighbours.best_rows(now, self._probe(index, result), list(numbers.values()))
+        places = index.store.places([int(now.ids[row]) for row in best])
         for study, row in zip(numbers, best, strict=True):
             place = places.get(int(now.ids[row]))
             if place is not None:
@@ -218,12 +231,13 @@ class Graphs:
 
     def pairs(self, result: OpenResult, row: CaseRow, wanted: int) -> list[tuple[int, Place, float]]:
         """Best matching pairs with a case: (number of the query's slice, place in the case, similarity), best first."""
-        now, probe = self._index.searcher.refresh(), self._probe(result)
+        index = self._index(result)
+        now, probe = index.searcher.refresh(), self._probe(index, result)
         number = self._number(now, row.study)
         if probe is None or number is None:
             return self._stored_pairs(result, row, wanted)
         found = best_pairs(now, probe, number, wanted)
-        places = self._index.store.places([int(now.ids[r]) for _, r, _ in found])
+        places = index.store.places([int(now.ids[r]) for _, r, _ in found])
         return [
             (q, places[int(now.ids[r])], min(1.0, max(0.0, round(cosine, 6))))
             for q, r, cosine in found

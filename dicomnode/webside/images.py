@@ -37,12 +37,11 @@ from dicomnode.models.display import (
 )
 from dicomnode.models.preprocess import prepare_dicom, prepare_picture
 from dicomnode.webside.opened import OpenResult, OpenSlice
-from dicomnode.workflow.labels import capture_pixels
+from dicomnode.workflow.captures import LABELS, capture_pixels
 
 FRAME_BYTES = 128 << 20  # decoded frames in memory: 250 of 512 x 512
 STUDIES = 64  # whose series order is kept
 QUERY_THUMBNAILS = 64
-LABELS = "labels"  # source of cases of a LABELS.csv: pictures, which are prepared in another way than slices
 LOOK_AGAIN_S = 5.0  # a study may get images, lose them, or have them replaced
 
 K = TypeVar("K")

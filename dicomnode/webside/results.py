@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dicomnode.archive.cases import CaseRow, Cases
+from dicomnode.domain import ModelId
 from dicomnode.errors import Busy, InputError, NotFound
 from dicomnode.models.display import FrameAt
 from dicomnode.models.explain import occlusion
@@ -37,7 +38,9 @@ class Results:
     Parameters
     ----------
     embed : callable
-        Loads the networks when first called: returns what embeds prepared slices.
+        Loads the networks of a model when first called: returns what embeds prepared slices.
+    explains : callable
+        Whether the networks of a model are still here.
     warm : callable
         Loads them in the background: somebody may soon ask why.
     sheet : callable
@@ -52,7 +55,8 @@ class Results:
         images: Images,
         handles: Handles,
         *,
-        embed: Callable[[], Embed],
+        embed: Callable[[ModelId], Embed],
+        explains: Callable[[ModelId], bool],
         warm: Callable[[], None],
         sheet: Sheet,
         organisation: str,
@@ -63,6 +67,7 @@ class Results:
         self._images = images
         self._handles = handles
         self._embed = embed
+        self._explains = explains
         self._warm = warm
         self._sheet = sheet
         self._organisation = organisation
@@ -90,6 +95,7 @@ class Results:
                 "slices": int(answer.query.get("slices", 0)),
             },
             "model_id": answer.model_id,
+            "explains": self._explains(answer.model_id),
             "organisation": self._organisation,
             "text": found.text,
         }
@@ -231,16 +237,18 @@ class Results:
         if not self._places.acquire(blocking=False):
             raise Busy("other explanations are being computed", advice="try again in a moment")
         try:
-            return self._explain(key, row, mine, theirs)
+            return self._explain(key, found.answer.model_id, row, mine, theirs)
         finally:
             self._places.release()
 
-    def _explain(self, key: _Pair, row: CaseRow, mine: FrameAt, theirs: FrameAt) -> dict[str, Any]:
+    def _explain(self, key: _Pair, model_id: ModelId, row: CaseRow, mine: FrameAt, theirs: FrameAt) -> dict[str, Any]:
         with self._computing:
             with self._explaining:
                 if key in self._explained:  # who came first has just computed it
                     return self._explained[key]
-            explained = occlusion(self._embed(), self._images.prepared(theirs, row), self._images.prepared(mine))
+            explained = occlusion(
+                self._embed(model_id), self._images.prepared(theirs, row), self._images.prepared(mine)
+            )
             made = {
                 "rows": explained.case.shape[0],
                 "columns": explained.case.shape[1],

@@ -16,8 +16,9 @@ from PIL import Image
 
 from dicomnode import __version__
 from dicomnode.archive.cases import Cases
-from dicomnode.domain import PseudoUid
+from dicomnode.domain import ModelId, PseudoUid
 from dicomnode.errors import DicomnodeError, NotFound, PackError
+from dicomnode.index.repository import VectorIndex
 from dicomnode.models.threads import wait_passively
 from dicomnode.node import Node
 from dicomnode.report.codes import Language
@@ -27,6 +28,7 @@ from dicomnode.webside.graph import Graphs
 from dicomnode.webside.images import Images
 from dicomnode.webside.opened import DAY_S, Opened, OpenResult, still_shown
 from dicomnode.webside.results import Embed, Results
+from dicomnode.workflow.models import Model
 from dicomnode.workflow.uploads import Uploads
 
 log = structlog.get_logger(__name__)
@@ -111,10 +113,11 @@ class WebSide:
         return Results(
             opened,
             self._cases,
-            Graphs(node.index, node.catalogue, self._cases, handles, node.settings.retrieval.k),
+            Graphs(self._index_of, node.catalogue, self._cases, handles, node.settings.retrieval.k),
             Images(self._cases, node.objects, node.thumbnails),
             handles,
             embed=self._embed,
+            explains=lambda model_id: node.models.of(model_id) is not None,
             warm=self.warm,
             sheet=self._sheet,
             organisation=node.settings.node.organisation,
@@ -135,37 +138,50 @@ class WebSide:
             shown=lambda answer: still_shown(answer, self._cases),
         )
 
+    def _index_of(self, model_id: ModelId) -> VectorIndex:
+        return self._node.models.answering(model_id).index
+
     def _context(self) -> Any:
-        self._embed()
-        return self._node.context
+        """With the model in force now, its networks loaded: all of one query is done with it."""
+        model = self._node.models.active()
+        self._load(model)
+        return model.context
 
     def warm(self) -> None:
         """Load the networks soon, so that who asks for an explanation does not wait; the first images come before."""
-        if "embedder" not in self._node.__dict__ and self._warming.acquire(blocking=False):
+        if not self._node.models.active().is_loaded and self._warming.acquire(blocking=False):
             timer = threading.Timer(WARM_AFTER_S, self._warm)
             timer.daemon = True
             timer.start()
 
     def _warm(self) -> None:
         try:
-            self._embed()
+            self._load(self._node.models.active())
         except DicomnodeError as exc:  # told to who asks for an explanation
             log.warning("networks_not_loaded", code=exc.code, line=exc.line)
         finally:
             self._warming.release()
 
-    def _embed(self) -> Embed:
-        """What embeds prepared slices; the networks are loaded by the first call.
+    def _embed(self, model_id: ModelId) -> Embed:
+        """What embeds prepared slices as an answer's model does.
 
         Raises
         ------
+        NotFound
+            The model is no longer here.
         PackError
-            They cannot be loaded.
+            Its networks cannot be loaded.
         """
+        model = self._node.models.of(model_id)
+        if model is None:
+            raise NotFound("the model that gave this answer is no longer here, so it cannot be explained")
+        return self._load(model)
+
+    def _load(self, model: Model) -> Embed:
         with self._loading:
             try:
                 wait_passively()
-                return self._node.embedder.embed
+                return model.embedder().embed
             except DicomnodeError:
                 raise
             except (ImportError, OSError) as exc:

@@ -185,7 +185,7 @@ def embed(ctx: Context, inputs: Inputs, cleaned: Sequence[Path]) -> Question:
         pixels = prepare_picture(cleaned[0]).pixels
         said: dict[str, object] = {"kind": "image", "modality": "", "slices": 1, "series": []}
         one = (SliceRef(PICTURE, PseudoUid(""), PseudoUid(""), Pseudonym("")),)
-        query = QueryStudy(slices=one, vectors=ctx.embedder.embed_images(pixels[None]))
+        query = QueryStudy(slices=one, vectors=ctx.embedder.embed_images(pixels[None]), model_id=ctx.embedder.model_id)
         return Question(query, one, tuple(cleaned), said)
     records = {record.uid: (path, record) for path in cleaned for record in (read_record(path),)}
     _, first = next(iter(records.values()))
@@ -201,6 +201,7 @@ def embed(ctx: Context, inputs: Inputs, cleaned: Sequence[Path]) -> Question:
         patient=patient,
         study=study,
         modality=modality,
+        model_id=found.model_id,
     )
     files = tuple(records[s.instance_uid][0] for s in found.slices)
     return Question(query, slices, files, said, found.why_not or ("" if found.slices else "no slice could be read"))

@@ -6,7 +6,7 @@ things; what identifies is read from the spool and written to the outbox, both i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -26,10 +26,15 @@ if TYPE_CHECKING:  # every process of the node needs the folders, only a worker 
     from dicomnode.domain import Answer, ModelId, OriginalUid, PseudoUid, SliceRef
     from dicomnode.errors import DicomnodeError
     from dicomnode.index.cases import QueryStudy
+    from dicomnode.index.takeover import Source
     from dicomnode.models.study import See, StudyEmbedding
     from dicomnode.scp.spool import Spool
     from dicomnode.telemetry.metrics import Metrics
+    from dicomnode.workflow.models import Models
     from dicomnode.workflow.peers import Destination
+
+
+Progress = Callable[[int, int], None]  # done, total
 
 
 class DeidPort(Protocol):
@@ -52,11 +57,17 @@ class EmbedPort(Protocol):
 class VectorPort(Protocol):
     """The vector store."""
 
-    def add(self, refs: Sequence[SliceRef], vectors: npt.NDArray[np.float32]) -> int: ...
+    def add(
+        self, refs: Sequence[SliceRef], vectors: npt.NDArray[np.float32], *, beside: Sequence[int] | None = None
+    ) -> int: ...
 
-    def has_study(self, study: PseudoUid) -> bool: ...
+    def vectors_of(self, uid: PseudoUid) -> npt.NDArray[np.float32]: ...
 
-    def remove_study(self, study: PseudoUid) -> int: ...
+    def to_embed(self, uid: PseudoUid) -> list[Source]: ...
+
+    def has_study(self, uid: PseudoUid) -> bool: ...
+
+    def remove_study(self, uid: PseudoUid) -> int: ...
 
 
 class ThumbnailPort(Protocol):
@@ -129,7 +140,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Everything a step may call."""
+    """Everything a step may call: embedder, vectors and retriever of one model, and ``models`` for the others."""
 
     spool: Spool
     vault: Vault
@@ -147,3 +158,4 @@ class Context:
     folders: Folders
     policy: Policy
     metrics: Metrics
+    models: Models

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +14,16 @@ from dicomnode.models.study import See, StudyEmbedding, embed_study
 
 
 class StudyEmbedder:
-    """``EmbedPort`` over a loaded ``Embedder``."""
+    """``EmbedPort`` over networks that are loaded when they are first needed."""
 
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
-
-    @property
-    def model_id(self) -> ModelId:
-        return self._embedder.model_id
+    def __init__(self, model_id: ModelId, load: Callable[[], Embedder]) -> None:
+        self.model_id = model_id
+        self._load = load
 
     def embed_study(self, paths: Sequence[Path], see: See | None = None) -> StudyEmbedding:
         """Series choice, key slices and vectors of de-identified files of one study; ``see`` gets each slice."""
-        return embed_study(paths, self._embedder, see=see)
+        return embed_study(paths, self._load(), see=see)
 
     def embed_images(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """float32 [n, dim] of prepared images float32 [n, 224, 224] in 0..1."""
-        return self._embedder.embed(images)
+        return self._load().embed(images)

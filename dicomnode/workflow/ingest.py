@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import Finding, FindingStatus, OriginalUid, PseudoUid
 from dicomnode.errors import DeidError, DicomnodeError, InputError, NotFound, QuarantineError, StorageFull, UsageError
 from dicomnode.models.headers import READ_ERRORS
-from dicomnode.workflow.context import Context
+from dicomnode.workflow.context import Context, Progress
 from dicomnode.workflow.identity import study_identity
 from dicomnode.workflow.process_study import STAGED, archive_records, embed_paths, index_folder
 
@@ -64,9 +64,6 @@ class Added:
 class _File:
     path: Path
     sop_uid: str
-
-
-Progress = Callable[[int, int], None]
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -153,7 +150,7 @@ def add_paths(
         if progress:
             progress(done, len(studies))
         try:
-            _add_study(ctx, study_uid, files, added)
+            _add_study(ctx.models.active().context, study_uid, files, added)
         except (QuarantineError, DeidError, InputError) as exc:  # else the rest would fail alike: a later run goes on
             _refused(ctx, added, exc, study_uid, [f.path for f in files])
     _add_findings(ctx, stated, studies, added, findings_file.parent if findings_file else Path())

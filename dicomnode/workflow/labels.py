@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
@@ -35,9 +34,11 @@ from dicomnode.domain import (
 )
 from dicomnode.errors import DicomnodeError, InputError
 from dicomnode.models.preprocess import is_dicom, picture_pixels, prepare_dicom, prepare_picture
-from dicomnode.workflow.context import Context
-from dicomnode.workflow.ingest import Added, Progress, csv_rows
+from dicomnode.workflow.captures import LABELS
+from dicomnode.workflow.context import Context, Progress
+from dicomnode.workflow.ingest import Added, csv_rows
 from dicomnode.workflow.process_study import archive_records
+from dicomnode.workflow.takeover import settle
 
 COLUMNS = ("path", "label")
 # Words by which a label states that there is no finding. Any other label is a finding; none of them is "unknown".
@@ -94,7 +95,7 @@ def add_labels(ctx: Context, path: Path, progress: Progress | None = None) -> Ad
     for done, (key, rows) in enumerate(cases.items()):
         if progress:
             progress(done, len(cases))
-        _add_case(ctx, issuer, key, rows, added)
+        _add_case(ctx.models.active().context, issuer, key, rows, added)
     if progress:
         progress(len(cases), len(cases))
     return added
@@ -129,11 +130,12 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
             _capture(picture, pseudonym, study, series, instance, number).save_as(target, enforce_file_format=True)
             records.append((target, read_record(target)))
             refs.append(SliceRef(instance, series, study, pseudonym))
-        archive_records(ctx, records, source="labels")
+        archive_records(ctx, records, source=LABELS)
         for ref, (*_, picture) in zip(refs, pictures, strict=True):
             ctx.thumbnails.put(study, ref.instance, ref.frame, picture)
         images = np.stack([picture_pixels(Image.fromarray(p)) for *_, p in pictures])
         added.vectors += ctx.vectors.add(refs, ctx.embedder.embed_images(images))
+        settle(ctx, study)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     labels = sorted({row.label for _, row, _ in pictures})
@@ -170,12 +172,6 @@ def read_picture(path: Path) -> Grey:
             scaled: Grey = np.round((values - values.min()) / (np.ptp(values) or 1) * 255).astype(np.uint8)
             return scaled
         return np.asarray(image.convert("L"))
-
-
-def capture_pixels(path: Path) -> npt.NDArray[np.float32]:
-    """float32 [224, 224] of a case's stored capture, the same that it was indexed with."""
-    pixels: npt.NDArray[np.float32] = picture_pixels(Image.fromarray(dcmread(path).pixel_array))
-    return pixels
 
 
 def _capture(

@@ -30,6 +30,7 @@ from dicomnode.workflow.context import Context, QueryImageRef
 from dicomnode.workflow.identity import NOBODY, study_identity
 from dicomnode.workflow.peers import destinations_for
 from dicomnode.workflow.reporting import SR, SR_ENHANCED, read_header, result_kinds
+from dicomnode.workflow.takeover import settle
 
 log = structlog.get_logger(__name__)
 
@@ -122,8 +123,12 @@ def archive_records(ctx: Context, records: Sequence[tuple[Path, InstanceRecord]]
     ctx.catalogue.note(study, "deidentified", {"recipe": ctx.policy.recipe, "instances": len(records)})
 
 
-def embed(ctx: Context, job_id: int) -> None:
-    """Series choice, key slices, embedding -> vectors in the work folder."""
+def embed(ctx: Context, job_id: int) -> Context:
+    """Series choice, key slices, embedding by the model in force -> vectors in the work folder.
+
+    Returns the context with that model.
+    """
+    ctx = ctx.models.active().context
     job = ctx.spool.job(job_id)
     records = _staged(ctx, job_id)
     paths = [path for path, _ in records]
@@ -132,6 +137,7 @@ def embed(ctx: Context, job_id: int) -> None:
         study = records[0][1].study_uid
         paths = [ctx.objects.path(k.path) for k in ctx.catalogue.known_instances(study)]
     embed_paths(ctx, paths, ctx.folders.job(job_id), study)
+    return ctx
 
 
 def embed_paths(ctx: Context, paths: Sequence[Path], folder: Path, study: PseudoUid | None) -> None:
@@ -173,6 +179,7 @@ def index(ctx: Context, job_id: int) -> None:
         return
     records = _staged(ctx, job_id)
     if records:
+        ctx = _embedded_by(ctx, job_id)
         index_folder(ctx, ctx.folders.job(job_id), records[0][1].study_uid, records[0][1].patient)
 
 
@@ -183,7 +190,23 @@ def index_folder(ctx: Context, folder: Path, study: PseudoUid, patient: Pseudony
     ctx.catalogue.mark_chosen({PseudoUid(c["series"]): c["reason"] for c in choices["chosen"]})
     added = ctx.vectors.add(refs, vectors) if refs else 0
     ctx.catalogue.note(study, "indexed", {"model_id": choices["model_id"], "vectors": len(refs)})
+    settle(ctx, study)
     return added
+
+
+def _embedded_by(ctx: Context, job_id: int) -> Context:
+    """With the model that embedded the job's study, so that its answer is of one model whatever happens meanwhile.
+
+    Where that model has gone since, the study is embedded again by the one in force.
+    """
+    model_id = ModelId(_embedding(ctx.folders.job(job_id))[2]["model_id"])
+    active = ctx.models.active()
+    if model_id == active.model_id:
+        return active.context
+    model = ctx.models.of(model_id)
+    if model is not None and model.index.store.count():
+        return model.context
+    return embed(ctx, job_id)
 
 
 def retrieve(ctx: Context, job_id: int) -> int | None:
@@ -195,6 +218,7 @@ def retrieve(ctx: Context, job_id: int) -> int | None:
     records = _staged(ctx, job_id)
     if not job.role.answers or not records:
         return None
+    ctx = _embedded_by(ctx, job_id)
     study, patient = records[0][1].study_uid, records[0][1].patient
     instances = [r.uid for _, r in records]
     if job.role.keeps:
@@ -229,7 +253,14 @@ def _compute(
     modality = records[0][1].modality
     said = {"modality": modality, "slices": len(slices), "series": [c["why"] for c in choices["chosen"]]}
     if len(slices):
-        query = QueryStudy(slices=tuple(slices), vectors=vectors, patient=patient, study=study, modality=modality)
+        query = QueryStudy(
+            slices=tuple(slices),
+            vectors=vectors,
+            patient=patient,
+            study=study,
+            modality=modality,
+            model_id=ModelId(choices["model_id"]),
+        )
         found = ctx.retriever.retrieve(query, ctx.policy.k)
         answer = Answer(
             query=said,

@@ -7,10 +7,8 @@ never gives a UID as the hospital knows it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -31,50 +29,6 @@ class _Slice:
     z: float | None
 
 
-class ActiveIndex:
-    """The vector index of the active model, opened when first asked for; again when another model was activated.
-
-    Parameters
-    ----------
-    pack : callable
-        Folder of the active pack.
-    opened : callable
-        Opens the index of a pack by its manifest.
-    """
-
-    def __init__(self, pack: Callable[[], Path], opened: Callable[[Path], VectorIndex]) -> None:
-        self._pack = pack
-        self._opened = opened
-        self._lock = threading.Lock()
-        self._held: tuple[Path, VectorIndex] | None = None
-
-    def __call__(self) -> VectorIndex:
-        """The index, shared by all threads.
-
-        Raises
-        ------
-        DicomnodeError
-            The pack or the catalogue cannot be read.
-        """
-        with self._lock:
-            folder = self._pack()
-            if self._held is None or self._held[0] != folder:
-                index = self._opened(folder)
-                self._close()
-                self._held = folder, index
-            return self._held[1]
-
-    def close(self) -> None:
-        """End the search process, if there is one."""
-        with self._lock:
-            self._close()
-
-    def _close(self) -> None:
-        if self._held is not None:
-            self._held[1].close()
-            self._held = None
-
-
 class RepositoryQueries:
     """The repository as C-FIND sees it; safe for threads.
 
@@ -84,8 +38,8 @@ class RepositoryQueries:
     answers : Answers
     vault : callable
         Opens the vault, or gives it where it is open.
-    index : callable
-        The vector index of the model that is active now.
+    indexes : callable
+        The vector index of the model in force now, then those of other models whose vectors are kept.
     k : int
         Similar cases where the request does not say how many.
     """
@@ -95,13 +49,13 @@ class RepositoryQueries:
         finder: Finder,
         answers: Answers,
         vault: Callable[[], Vault],
-        index: Callable[[], VectorIndex],
+        indexes: Callable[[], Sequence[VectorIndex]],
         k: int,
     ) -> None:
         self._finder = finder
         self._answers = answers
         self._vault = vault
-        self._index = index
+        self._indexes = indexes
         self._k = k
 
     def pseudonymous(self, uid: str) -> Iterable[str]:
@@ -139,9 +93,12 @@ class RepositoryQueries:
         DicomnodeError
             The vault or the index cannot be read.
         """
-        index = self._index()
-        known, query = self._query_of(index, tuple(self.pseudonymous(instance)))
-        if query is None:
+        uids = tuple(self.pseudonymous(instance))
+        for index in self._indexes():  # a query that is kept has vectors of the model that answered it
+            known, query = self._query_of(index, uids)
+            if query is not None:
+                break
+        else:
             return "", []
         allow = self._finder.indexed_studies(conditions) if conditions else None
         if allow is not None and not allow:

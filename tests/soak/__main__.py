@@ -26,6 +26,7 @@ from .pacs_down import PacsDownCampaign
 from .silent import KINDS as SILENT_KINDS
 from .silent import SilentCampaign
 from .summary import summary, write_page
+from .takeover import TakeoverCampaign
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".cache" / "soak"
@@ -40,6 +41,7 @@ CAMPAIGNS: dict[str, tuple[Callable[[Path, int], Any], int]] = {  # and the roun
     "in-a-row": (InARowCampaign, 1),
     "orthanc": (OrthancCampaign, 1),
     "silent": (SilentCampaign, 2 * len(SILENT_KINDS)),
+    "takeover": (TakeoverCampaign, 1),
 }
 
 

@@ -74,6 +74,15 @@ def _in_a_row(done: Done) -> str:
     return f"{last['associations']} associations in {last['seconds']:.0f} s, 0 refused. {grown}"
 
 
+def _takeover(done: Done) -> str:
+    (last,) = done[-1:]
+    return (
+        f"{last['slices']} slices: {last['asked']} answers while another model took over ({last['takeover_s']} s) and "
+        f"while the first came back ({last['back_s']} s), {last['by the old']} of the old model and "
+        f"{last['by the new']} of the new one; 0 failed, 0 mixed"
+    )
+
+
 def _silent(done: Done) -> str:
     alone = max(d["worst_s"] for d in done if d["clients"] == 1)
     many = max((d["worst_s"] for d in done if d["clients"] > 1), default=0.0)
@@ -100,6 +109,7 @@ COLUMNS: dict[str, Callable[[Done], str]] = {
     "associations": _associations,
     "in-a-row": _in_a_row,
     "silent": _silent,
+    "takeover": _takeover,
     "orthanc": _orthanc,
 }
 

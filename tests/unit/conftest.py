@@ -85,7 +85,8 @@ def make_node(embedder: Embedder, made_nodes: list[Node]) -> MakeNode:
                 }
             )
         )
-        node.__dict__["embedder"] = embedder
+        shared, load = packs_folder() / "cenet-xception", node.load_pack
+        node.load_pack = lambda pack: embedder if pack == shared else load(pack)  # type: ignore[method-assign]
         made_nodes.append(node)
         return node
 

@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "archive": {"config"},
     "report": set(),
     "clinical": {"deid", "archive"},
-    "workflow": {"archive", "deid", "index", "models", "report", "scp", "telemetry", "clinical"},
+    "workflow": {"archive", "deid", "evaluation", "index", "models", "report", "scp", "telemetry", "clinical"},
     "web": {"archive", "index", "telemetry", "config"},
     "telemetry": set(),
 }

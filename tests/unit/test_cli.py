@@ -6,8 +6,10 @@ import functools
 import io
 import json
 import logging
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ from typing import Any
 
 import pytest
 import structlog
+import torch
 import typer
 from archive_samples import STUDY, an_answer
 from PIL import Image
@@ -31,6 +34,7 @@ from dicomnode.config import load_settings
 from dicomnode.domain import PseudoUid, Role
 from dicomnode.errors import InputError
 from dicomnode.models.embedder import Embedder
+from dicomnode.models.packing import CARD_SECTIONS
 from dicomnode.node import Node, packs_folder
 from dicomnode.testing import free_port, sample_repository, sample_study, write_study
 
@@ -46,6 +50,13 @@ def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[tu
             yield from commands(command, (*path, name))
         else:
             yield (*path, name), command
+
+
+class Bands(torch.nn.Module):
+    """A network in a line: the mean of each of eight bands of a slice."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.reshape(images.shape[0], 8, -1).mean(2) + 0.01
 
 
 ALL = [pytest.param(words, command, id=" ".join(words)) for words, command in commands()]
@@ -169,7 +180,7 @@ class TestEveryCommand:
         needed = ["1" if p.name in ("id_",) else str(tmp_path / "file") for p in command.params if p.required]
         given = []
         for parameter in (p for p in command.params if p.required):
-            value = "1" if parameter.name == "id_" else str(tmp_path / "file")
+            value = "1" if parameter.name in ("id_", "dim") else str(tmp_path / "file")
             given += [value] if parameter.param_type_name == "argument" else [parameter.opts[0], value]
         extra = {"deid": ["--dry-run", needed[0] if needed else str(tmp_path)]}.get(words[0], [])
         extra += {("results", "find"): ["--study", "1"], ("index", "remove"): ["--study", "1"]}.get(words, [])
@@ -392,7 +403,36 @@ class TestJson:
         assert data == {"ok": True, "name": "cenet-xception", "model_id": pack["model_id"]}
         folder = packs_folder() / "cenet-xception"
         data = repository.run("models", "compare", folder, folder, "--json").json()
-        assert data == {"overlap_at_10": 1.0, "studies": PATIENTS}
+        assert (data["overlap_at_10"], data["studies"], data["skipped"]) == (1.0, PATIENTS, 0)
+        assert data["precision_at_10"] == {"one": None, "other": None}
+        assert "20 labelled patients" in repository.run("models", "compare", folder, folder).out
+
+    def test_models_are_packed_activated_taken_back_and_discarded(self, repository, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "nice", lambda _by: 0)  # the command's process is the tests' own here
+        program = torch.export.export(
+            Bands().eval(), (torch.zeros(2, 224, 224),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+        )
+        torch.export.save(program, tmp_path / "bands.pt2")
+        (tmp_path / "card.md").write_text("".join(f"## {section}\n\nof a test\n\n" for section in CARD_SECTIONS))
+        packing = ("models", "pack", tmp_path / "bands.pt2", "--name", "bands", "--dim", "8", "--card")
+        assert repository.run(*packing, tmp_path / "absent.md").code == 2
+        made = repository.run(*packing, tmp_path / "card.md", "--json").json()
+        assert "nothing is overwritten" in repository.run(*packing, tmp_path / "card.md").error()
+        states = {p["name"]: p["state"] for p in repository.run("models", "list", "--json").json()["packs"]}
+        assert states == {"bands": "none", "cenet-xception": "active"}
+        done = repository.run("models", "activate", "bands", "--json").json()
+        assert done == {"active": made["model_id"], "embedded": PATIENTS, "left_out": 0}
+        told = repository.run("models", "status", "--json").json()
+        assert (told["active"], told["taking_over"]) == (made["model_id"], False)
+        assert [m["state"] for m in told["models"]] == ["active", "complete"]
+        assert repository.run("models", "discard", "bands").code == 2
+        back = repository.run("models", "activate", "cenet-xception", "--json").json()
+        assert back["embedded"] == 0
+        assert repository.run("models", "discard", "bands", "--json").json()["discarded"] > 0
+        assert "no vectors here" in repository.run("models", "discard", "bands").error()
+        assert [m["state"] for m in repository.run("models", "status", "--json").json()["models"]] == ["active"]
+        assert repository.run("index", "verify").code == 0
+        shutil.rmtree(made["path"])
 
     def test_config(self, repository):
         assert repository.run("config", "check", "--json").json() == {"ok": True, "file": str(repository.settings)}

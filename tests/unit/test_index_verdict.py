@@ -24,6 +24,10 @@ def ask(index: VectorIndex, vectors: np.ndarray, patient: str | None = None) -> 
     return index.retriever.retrieve(query).verdict
 
 
+def cache(index: VectorIndex) -> Path:
+    return verdict.cache_path(index.store.folder, index.store.model_id)
+
+
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> VectorIndex:
     index = open_index(tmp_path_factory.mktemp("verdict"))
@@ -102,7 +106,7 @@ def test_the_reference_is_kept_for_the_next_process_and_made_again_when_it_no_lo
     index = open_index(tmp_path)
     fill(index, Clusters.make(), 30)
     ask(index, Clusters.make().study(0, 4))
-    path = index.store.folder / verdict.CACHE
+    path = cache(index)
     first = path.read_bytes()
     ask(open_index(tmp_path), Clusters.make().study(1, 4))
     assert path.read_bytes() == first
@@ -116,7 +120,7 @@ def test_a_damaged_reference_is_computed_again(tmp_path: Path) -> None:
     fill(index, Clusters.make(), 30)
     before = ask(index, outlier())
     for rubbish in (b"", b"{", b"[]", b'{"4": {"stamp": {}}}', b"\xff"):
-        (index.store.folder / verdict.CACHE).write_bytes(rubbish)
+        cache(index).write_bytes(rubbish)
         assert ask(open_index(tmp_path), outlier()) == before
 
 
@@ -124,11 +128,11 @@ def test_a_removed_patient_is_not_named_by_the_reference_any_more(tmp_path: Path
     index = open_index(tmp_path)
     fill(index, Clusters.make(), 30)
     ask(index, outlier())
-    assert "p0003" in (index.store.folder / verdict.CACHE).read_text()
+    assert "p0003" in cache(index).read_text()
     index.remove_patient(Pseudonym("p0003"))
-    assert not (index.store.folder / verdict.CACHE).exists()
+    assert not cache(index).exists()
     ask(index, outlier())
-    assert "p0003" not in (index.store.folder / verdict.CACHE).read_text()
+    assert "p0003" not in cache(index).read_text()
 
 
 def test_a_large_reference_serves_while_few_patients_came_since() -> None:
@@ -154,7 +158,7 @@ def test_a_large_repository_is_sampled(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_was_warmed_is_not_computed_while_a_query_waits(tmp_path: Path) -> None:
     index = open_index(tmp_path)
     index.warm(4)
-    assert not (index.store.folder / verdict.CACHE).exists()
+    assert not cache(index).exists()
     fill(index, Clusters.make(), 30)
     index.warm(4)
     with capture_logs() as logs:

@@ -57,7 +57,7 @@ from dicomnode.scp.find import find_service
 from dicomnode.scp.server import ReceiverServer, ServerOptions, bind_listener
 from dicomnode.scp.spool import Spool
 from dicomnode.scp.status import NOT_AUTHORISED
-from dicomnode.workflow.querying import ActiveIndex, RepositoryQueries
+from dicomnode.workflow.querying import RepositoryQueries
 
 pytestmark = pytest.mark.filterwarnings("ignore:::pydicom")
 
@@ -104,7 +104,9 @@ class Here:
         self.answers = Answers(self.engine)
         self.vault = Vault.open(folder / "vault.sqlite3", KeySource(default_file=folder / "vault.key"))
         self.index = VectorIndex(folder / "index", self.engine, MODEL, DIM)
-        self.queries = RepositoryQueries(Finder(self.engine), self.answers, lambda: self.vault, lambda: self.index, k=5)
+        self.queries = RepositoryQueries(
+            Finder(self.engine), self.answers, lambda: self.vault, lambda: [self.index], k=5
+        )
         clusters = Clusters.make(seed=1, clusters=3, dim=DIM)
         for n in range(PATIENTS):
             self._add(n, clusters.study(n % 3, 4))
@@ -504,21 +506,6 @@ def test_a_repository_that_cannot_be_read_is_a_failure_without_details(here, mon
     assert (found, statuses) == ([], [0xC000])
     assert "1.2.1" not in last.ErrorComment
     assert here.counts.finds[-1] == "failed"
-
-
-def test_the_index_is_opened_again_when_another_model_is_activated(tmp_path, here):
-    packs, opened = [tmp_path / "one"], []
-
-    def open_(folder: Path) -> VectorIndex:
-        opened.append(folder.name)
-        return VectorIndex(folder, here.engine, ModelId(f"sha256:{folder.name}"), DIM)
-
-    index = ActiveIndex(lambda: packs[0], open_)
-    assert index() is index()
-    packs[0] = tmp_path / "two"
-    assert index().store.model_id == "sha256:two"
-    assert opened == ["one", "two"]
-    index.close()
 
 
 def test_a_node_that_nobody_may_query_offers_no_query(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import re
@@ -89,3 +90,10 @@ def test_the_lock_file_names_no_host_and_has_a_hash_for_each_package():
     assert [name for name, package in packages.items() if "resolved" in package] == []
     hosts = set(re.findall(r"https?://([^/\"]+)", text))
     assert hosts <= {"github.com", "opencollective.com", "tidelift.com"}  # where packages ask for donations
+
+
+def test_the_page_loads_at_most_150_kb_of_javascript():
+    assets = sorted((ROOT / "dicomnode" / "web" / "viewer" / "assets").glob("*.js"))
+    if not assets:
+        pytest.skip("the viewer is not built (make viewer)")
+    assert sum(len(gzip.compress(path.read_bytes(), 9)) for path in assets) <= 150_000

@@ -509,7 +509,7 @@ class TestWhy:
             results._places.release()
 
     def test_without_the_networks_it_is_503_and_everything_else_works(self, own, monkeypatch):
-        def broken():
+        def broken(_model_id):
             raise PackError("does not match its checksum")
 
         monkeypatch.setattr(own.side.results, "_embed", broken)

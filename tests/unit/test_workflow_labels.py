@@ -16,7 +16,8 @@ from dicomnode.domain import Finding, FindingStatus
 from dicomnode.errors import InputError
 from dicomnode.models.preprocess import prepare_picture
 from dicomnode.testing import sample_study, write_study
-from dicomnode.workflow.labels import add_labels, capture_pixels, finding_of, read_labels, read_picture
+from dicomnode.workflow.captures import capture_pixels
+from dicomnode.workflow.labels import add_labels, finding_of, read_labels, read_picture
 
 SECRET = "DOE^JANE"
 

@@ -31,6 +31,8 @@ export interface Result {
   k: number;
   query: { modality: string; slices: number };
   model_id: string;
+  /** Whether `why` can answer. */
+  explains: boolean;
   organisation: string;
   text: string;
 }

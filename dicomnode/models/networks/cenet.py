@@ -14,13 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dicomnode.models.networks.lite0 import Lite0Encoder
+from dicomnode.models.networks.efficientnet_lite import EfficientNetLite
 from dicomnode.models.networks.resnet import ResNet34Encoder
 
 POOLS = (2, 3, 5, 6)  # kernel = stride of the RMP branches
 MIN_SIDE = 6 * 32  # under this side the 6x6 pool of the stride-32 grid is empty
 # torch 2.13's CPU build dies in the channels-last backward pass of narrower networks (8 channels).
 MIN_WIDTH = 0.25
+EncoderName = Literal["resnet34", "lite0", "lite2"]
+# What people call them -> the names in manifests and checkpoints, which are part of a pack's identity.
+ENCODERS: dict[str, EncoderName] = {
+    "resnet34": "resnet34",
+    "lite0": "lite0",
+    "lite2": "lite2",
+    "efficientnet-lite0": "lite0",
+    "efficientnet-lite2": "lite2",
+}
 
 
 class DenseAtrous(nn.Module):
@@ -101,22 +110,23 @@ class CENetConfig:
 
     Attributes
     ----------
-    encoder : "resnet34" (published) or "lite0" (ImageNet start).
-    width : multiplier of resnet34's channels; lite0 has one width.
+    encoder : "resnet34" (published), "lite0" or "lite2" (ImageNet start); "efficientnet-lite0" is "lite0".
+    width : multiplier of resnet34's channels; the others have one width.
     in_channels : 1 or 3.
     classes : segmentation channels (lungs, infection).
     """
 
-    encoder: Literal["resnet34", "lite0"] = "lite0"
+    encoder: EncoderName = "lite0"
     width: float = 1.0
     in_channels: int = 1
     classes: int = 2
 
     def __post_init__(self) -> None:
-        if self.encoder not in ("resnet34", "lite0"):
-            raise ValueError(f"unknown encoder {self.encoder!r}: resnet34 or lite0")
-        if self.encoder == "lite0" and self.width != 1.0:
-            raise ValueError("lite0 has one width: 1.0")
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"unknown encoder {self.encoder!r}: resnet34 or lite0 or lite2")
+        object.__setattr__(self, "encoder", ENCODERS[self.encoder])
+        if self.encoder != "resnet34" and self.width != 1.0:
+            raise ValueError(f"{self.encoder} has one width: 1.0")
         if self.width < MIN_WIDTH or self.in_channels not in (1, 3) or self.classes < 1:
             raise ValueError(f"width at least {MIN_WIDTH}, in_channels 1 or 3, classes >= 1")
 
@@ -130,10 +140,10 @@ class CENetEncoder(nn.Module):
 
     def __init__(self, config: CENetConfig) -> None:
         super().__init__()
-        self.backbone: Lite0Encoder | ResNet34Encoder = (
-            Lite0Encoder(config.in_channels)
-            if config.encoder == "lite0"
-            else ResNet34Encoder(config.in_channels, config.width)
+        self.backbone: EfficientNetLite | ResNet34Encoder = (
+            ResNet34Encoder(config.in_channels, config.width)
+            if config.encoder == "resnet34"
+            else EfficientNetLite(config.encoder, config.in_channels)
         )
         channels = self.backbone.channels[-1]
         self.dac = DenseAtrous(channels)

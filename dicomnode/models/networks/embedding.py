@@ -114,7 +114,12 @@ class EmbeddingNet(nn.Module):
         return out
 
     def grid(self, images: Tensor) -> Tensor:
-        """Per-region features [n, 2C, h, w]: both halves scaled as in the full embedding, every value at its place."""
+        """Per-region features [n, 2C, h, w]: both halves scaled as in the full embedding, every value at its place.
+
+        The activation of a literal Xception has no places in the image: its half is zero, the encoding alone explains.
+        """
         rmp, act = self.halves(images)
+        if self.xception.config.form == "literal":
+            act = torch.zeros_like(act)
         scaled = [x / x.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None] for x in (rmp, act)]
         return torch.cat(scaled, 1)

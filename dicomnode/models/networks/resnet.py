@@ -1,11 +1,15 @@
 """ResNet34 as an encoder with a width multiplier: the encoder CE-Net was published with.
 
-Own implementation; no pretrained weights exist for it here, so it starts from random ones. It never classifies.
+Own implementation; no pretrained weights come with it, so it starts from random ones, or from a file of a site
+(``resnet34_state_from_torchvision`` renames the tensors that torchvision and timm write). It never classifies.
 Facts: He et al., arXiv 1512.03385; Gu et al. 2019 (CE-Net): 64, 128, 256, 512 channels at strides 4, 8, 16, 32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -72,3 +76,43 @@ class ResNet34Encoder(nn.Module):
             x = stage(x)
             taps.append(x)
         return taps[0], taps[1], taps[2], taps[3]
+
+
+# torchvision's names of a block's layers -> ours.
+_BLOCK_NAMES = {
+    "conv1": "body.0",
+    "bn1": "body.1",
+    "conv2": "body.3",
+    "bn2": "body.4",
+    "downsample.0": "shortcut.0",
+    "downsample.1": "shortcut.1",
+}
+
+
+def resnet34_state_from_torchvision(state: Mapping[str, Tensor], in_channels: int = 1) -> dict[str, Tensor]:
+    """Rename the state dict of torchvision's ``resnet34`` to ours; its classifier is left out.
+
+    Parameters
+    ----------
+    state : mapping
+        Names as ``conv1.weight``, ``layer1.0.bn1.bias``.
+    in_channels : int
+        With 1 the first kernels are summed over the colours: a grey image then gives what R = G = B gave.
+
+    Raises
+    ------
+    KeyError
+        No ``conv1.weight``.
+    """
+    first = state["conv1.weight"]
+    out = {"stem.0.weight": first.sum(1, keepdim=True) if in_channels == 1 else first.clone()}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        if parts[0] == "bn1":
+            out[f"stem.1.{parts[1]}"] = tensor.clone()
+        elif parts[0].startswith("layer") and len(parts) > 3:
+            layer = ".".join(parts[2:-1])
+            if layer in _BLOCK_NAMES:
+                stage = int(parts[0].removeprefix("layer")) - 1
+                out[f"stages.{stage}.{parts[1]}.{_BLOCK_NAMES[layer]}.{parts[-1]}"] = tensor.clone()
+    return {k: v.to(torch.float32) if v.is_floating_point() else v for k, v in out.items()}

@@ -36,9 +36,9 @@ MASK_DILATION = 9  # pixels by which the lung mask is widened for the masked con
 
 LICENCE = (
     "Weights: research use only. They are trained on COVID-CT and ct-lung-seg (research use, no licence file upstream),"
-    " the compaction is fitted also on SARS-CoV-2 CT-scan (CC BY-NC-SA), and the encoder starts from EfficientNet-Lite0"
-    " (ImageNet, Apache-2.0)."
+    " the compaction is fitted also on SARS-CoV-2 CT-scan (CC BY-NC-SA){start}."
 )
+LICENCE_START = ", and the encoder starts from EfficientNet-{name} (ImageNet, Apache-2.0)"
 INTENDED_USE = (
     "Finding similar chest-CT slices in a repository for research and teaching. Not for diagnosis: the vector is no"
     " classifier, and a list of similar cases says nothing about a patient by itself."
@@ -47,8 +47,26 @@ DATA = (
     {"name": "COVID-CT (UCSD), official train split", "terms": "research use; no licence file upstream"},
     {"name": "ct-lung-seg, all volumes but 3, 6, 10, 12, 15", "terms": "research use"},
     {"name": "SARS-CoV-2 CT-scan (Soares et al.), compaction only", "terms": "CC BY-NC-SA"},
-    {"name": "EfficientNet-Lite0 ImageNet weights (start of the encoder)", "terms": "Apache-2.0"},
 )
+
+
+def terms_of(encoder: str, weights: str | None = None) -> tuple[list[dict[str, str]], str]:
+    """Training data and licence of a pack, for its card.
+
+    Parameters
+    ----------
+    encoder : as in ``CENetConfig``.
+    weights : SHA-256 of the file that a site began from instead, if it did.
+    """
+    data = [dict(d) for d in DATA]
+    if weights is not None:
+        data.append({"name": f"encoder weights of a file (SHA-256 {weights})", "terms": "those of their authors"})
+        return data, LICENCE.format(start=", and the encoder starts from weights with terms of their own")
+    if encoder == "resnet34":
+        return data, LICENCE.format(start="")
+    name = encoder.capitalize()
+    data.append({"name": f"EfficientNet-{name} ImageNet weights (start of the encoder)", "terms": "Apache-2.0"})
+    return data, LICENCE.format(start=LICENCE_START.format(name=name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +129,17 @@ def build_pack(options: BuildOptions) -> Pack:
     _as_shipped(network)
     train = [covid.images[covid.train], sars.images[sars.train], segmentation.images[~segmentation.held_out]]
     kept = _fit(network, np.concatenate(train), options.dim)
+    state = load_checkpoint(options.checkpoint)
+    began = state.get("about", {}).get("cenet_run", {})
+    data, licence = terms_of(cenet.config.encoder, began.get("encoder_weights"))
     about: dict[str, Any] = {
-        "data": list(DATA),
-        "licence": LICENCE,
+        "data": data,
+        "licence": licence,
         "intended_use": INTENDED_USE,
         "training": {**identity, "epochs_done": epochs, "commands": list(options.commands)},
         "variance_kept": round(kept, 4),
         "dice_by_volume": dice,
-        "curves": load_checkpoint(options.checkpoint)["curves"],
+        "curves": state["curves"],
         "repeats": [list(r) for r in options.repeats],
         "choice": options.choice,
     }
@@ -204,7 +225,7 @@ def measure(embedder: Embedder, cenet: CENet, covid: LabelledData, sars: Labelle
 
 def _compact(embedder: Embedder, full: figures.Floats) -> figures.Floats:
     with torch.inference_mode():
-        compact: torch.Tensor = embedder.pack.network.compaction(torch.from_numpy(full))
+        compact: torch.Tensor = embedder.pack.embedding_net.compaction(torch.from_numpy(full))
     return np.asarray(compact.numpy(), dtype=np.float32)
 
 

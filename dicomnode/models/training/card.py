@@ -47,19 +47,35 @@ def _intended(about: Mapping[str, Any]) -> str:
     return f"## Intended use\n\n{about['intended_use']}\n\n{about['licence']}\n"
 
 
+GRID_CELLS = 49  # 7x7 at 224 pixels
+PUBLISHED_MIDDLE = 8  # middle blocks of the published Xception
+
+
 def _architecture(architecture: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     c, x = architecture["cenet"], architecture["xception"]
+    encoder = c["encoder"] if c["width"] == 1 else f"{c['encoder']} of width {c['width']}"
+    literal = x.get("form") == "literal"
+    form = "its literal form (the encoding as one plane)" if literal else "its native form"
+    values = 2 * GRID_CELLS * x["in_channels"]
     return (
         "## Architecture\n\n"
-        f"CE-Net (DAC, RMP) on a {c['encoder']} encoder, and an Xception in its native form on the RMP encoding"
+        f"CE-Net (DAC, RMP) on a {encoder} encoder, and an Xception in {form} on the RMP encoding"
         f" ({x['in_channels']} channels on 7x7 at 224 px): stem {x['stem']}, entry {x['entry']}, {x['middle']} middle"
-        f" blocks, exit {x['exit']}. **Not the published width**: the published system uses ResNet34 and 512 px"
-        " (516 channels on 16x16) and the full Xception; those networks are in `dicomnode.models.networks` and are"
-        " trained by the same commands, but no ImageNet weights exist for them here.\n\n"
-        "Vector: both halves flip-averaged, each of length 1, joined (31,752 values), PCA to 256, length 1; cosine."
-        f" The PCA keeps {about['variance_kept']:.1%} of the variance of the training images. Input: see"
+        f" blocks, exit {x['exit']}. {_widths(c, x)}\n\n"
+        f"Vector: both halves flip-averaged, each of length 1, joined ({values:,} values), PCA to 256, length 1;"
+        f" cosine. The PCA keeps {about['variance_kept']:.1%} of the variance of the training images. Input: see"
         " `dicomnode/models/preprocess.py`; plain pictures are scaled to 224x224, CT goes through the lung window"
         " -600/1500 HU and a body-centred square.\n"
+    )
+
+
+def _widths(cenet: Mapping[str, Any], xception: Mapping[str, Any]) -> str:
+    if cenet["encoder"] == "resnet34" and cenet["width"] == 1 and xception["middle"] == PUBLISHED_MIDDLE:
+        return "The widths are the published ones; the published system uses 512 px (516 channels on 16x16)."
+    return (
+        "**Not the published width**: the published system uses ResNet34 and 512 px"
+        " (516 channels on 16x16) and the full Xception; those networks are in `dicomnode.models.networks` and are"
+        " trained by the same commands, but no ImageNet weights come with them."
     )
 
 
@@ -68,9 +84,16 @@ def _data(about: Mapping[str, Any]) -> str:
     return (
         "## Training data and terms\n\n"
         f"| data | terms |\n|---|---|\n{rows}\n\n"
-        "The validation split of COVID-CT was used neither for training nor for stopping: the last epoch is shipped."
+        f"The validation split of COVID-CT was used neither for training nor for stopping: {_epoch(about)} is shipped."
         " COVID-CT's slices were cut out of papers: their intensities are not Hounsfield units.\n"
     )
+
+
+def _epoch(about: Mapping[str, Any]) -> str:
+    share = about["training"].get("validate", 0)
+    if not share:
+        return "the last epoch"
+    return f"the epoch with the lowest loss on {share:.0%} of the patients of the training split, kept apart for that,"
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:

@@ -23,36 +23,63 @@ HELD_OUT_VOLUMES = (3, 6, 12, 15, 10)  # of ct-lung-seg; never trained on
 SARS_BLOCK = 48  # files a block; a slice-level split is leaky (raw pixels reach P@1 .934, blocks .678)
 SARS_HELD_OUT = 2  # blocks with index % 5 == 2 are held out
 POSITIVE = "COVID"
+CLASSES = ("NonCOVID", POSITIVE)
 
 Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentationData:
-    """ct-lung-seg: images uint8 [n, 224, 224], masks bool [n, 2, 224, 224] (lungs, infection), volume int [n]."""
+    """Slices with outlines: ct-lung-seg, or a site's own.
+
+    Attributes
+    ----------
+    images : uint8 [n, 224, 224].
+    masks : bool [n, 2, 224, 224] (lungs, infection); false where nobody drew one.
+    volumes : int [n]; all slices of a volume are on one side of every split.
+    held : volumes that are never trained on.
+    drawn : bool [n, 2], which masks somebody drew; None: all.
+    """
 
     images: Bytes
     masks: npt.NDArray[np.bool_]
     volumes: npt.NDArray[np.int64]
+    held: tuple[int, ...] = HELD_OUT_VOLUMES
+    drawn: npt.NDArray[np.bool_] | None = None
 
     @property
     def held_out(self) -> npt.NDArray[np.bool_]:
         """Slices of the held-out volumes."""
-        return np.isin(self.volumes, HELD_OUT_VOLUMES)
+        return np.isin(self.volumes, self.held)
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Bool [n, 2]: which masks somebody drew."""
+        return np.ones((len(self.images), 2), dtype=np.bool_) if self.drawn is None else self.drawn
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledData:
-    """Images uint8 [n, 224, 224], labels int [n] (1 = COVID), a group (patient or block) a row, and the split."""
+    """Labelled slices.
+
+    Attributes
+    ----------
+    images : uint8 [n, 224, 224].
+    labels : int [n], an index into ``classes`` (1 = COVID in COVID-CT).
+    groups : str [n], patient or block; a group is on one side of every split.
+    train : bool [n], the training split.
+    classes : words of the labels.
+    """
 
     images: Bytes
     labels: npt.NDArray[np.int64]
     groups: npt.NDArray[np.str_]
     train: npt.NDArray[np.bool_]
+    classes: tuple[str, ...] = CLASSES
 
     def part(self, rows: npt.NDArray[np.bool_]) -> LabelledData:
         """The rows where ``rows`` is true."""
-        return LabelledData(self.images[rows], self.labels[rows], self.groups[rows], self.train[rows])
+        return LabelledData(self.images[rows], self.labels[rows], self.groups[rows], self.train[rows], self.classes)
 
 
 def read_grey(path: Path) -> Bytes:

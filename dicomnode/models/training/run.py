@@ -1,13 +1,20 @@
-"""A resumable training run: a checkpoint after every epoch, curves as JSON and PNG beside it.
+"""A resumable training run: a checkpoint after every epoch, curves as JSON, CSV and PNG beside it.
 
 Randomness is drawn anew for each epoch from (seed, epoch), so a run that was killed and goes on ends where an
-unbroken one ends. Checkpoints are written to a new file and renamed: a kill leaves the previous one.
+unbroken one ends (on the processor to the last bit; CUDA sums in an order of its own). Checkpoints are written to a new
+file and renamed: a kill leaves the previous one. With a validation part the epoch with the lowest validation loss is
+kept as ``best.pt`` and a run without progress stops early. On CUDA, and there only, forward passes are in half
+precision with a scaled loss.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
-from collections.abc import Iterable, Mapping
+import pickle
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +25,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from dicomnode.errors import InputError
+from dicomnode.models.training.progress import steps_bar
 
 log = structlog.get_logger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
 CURVES = "curves.json"
+TABLE = "curves.csv"
 PLOT = "curves.png"
+VALIDATION = "validation"  # the figure that early stopping watches: a loss, so lower is better
+PATIENCE = 5  # epochs without a lower validation loss after which a run stops
+LOGGED = ("loss", VALIDATION, "accuracy")
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 
 
@@ -32,6 +45,16 @@ def epoch_seed(seed: int, epoch: int) -> np.random.Generator:
     rng = np.random.default_rng([seed, epoch])
     torch.manual_seed(int(rng.integers(2**31)))
     return rng
+
+
+def mixed(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Half precision on CUDA, nothing on the processor (bfloat16 is slower there than float32)."""
+    return torch.autocast("cuda", torch.float16) if device == "cuda" else contextlib.nullcontext()
+
+
+def device_of(module: nn.Module) -> str:
+    """ "cpu" or "cuda": where a module's weights are."""
+    return next(module.parameters()).device.type
 
 
 class Run:
@@ -45,6 +68,10 @@ class Run:
         Name -> module, all saved.
     identity : mapping
         The options of the run; a checkpoint made with others is refused.
+    patience : int
+        Epochs without a lower validation loss after which ``epochs`` ends; 0 never.
+    about : mapping
+        Kept in checkpoints beside the identity, and not compared: where something lies.
     """
 
     def __init__(
@@ -54,14 +81,55 @@ class Run:
         optimiser: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
         identity: Mapping[str, Any],
+        patience: int = 0,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.modules = dict(modules)
         self.optimiser = optimiser
         self.schedule = schedule
         self.identity = json.loads(json.dumps(dict(identity)))
+        self.patience = patience
+        self.about = dict(about or {})
+        self.device = device_of(next(iter(self.modules.values())))
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.device == "cuda")
         self.curves: list[dict[str, float]] = []
+        self._began = time.monotonic()
+        self._times: list[float] = []
+        self._total = 0
+        self._advance: Callable[[str], None] = lambda _what: None
         folder.mkdir(parents=True, exist_ok=True)
+
+    def epochs(self, total: int, steps: int) -> Iterator[int]:
+        """The epochs still to be done, from 0, with progress and the time that remains; fewer where it stops early."""
+        done, self._total = self.resume(), total
+        with steps_bar(done * steps, total * steps) as advance:
+            self._advance = advance
+            for epoch in range(done, total):
+                if self.stalled():
+                    log.info("training_stopped_early", epochs_done=epoch, epoch=self.best_epoch())
+                    return
+                self._began = time.monotonic()
+                yield epoch
+
+    def best_epoch(self) -> int | None:
+        """Number, from 1, of the epoch with the lowest validation loss; None without validation."""
+        losses = [(c[VALIDATION], i) for i, c in enumerate(self.curves, start=1) if VALIDATION in c]
+        return min(losses)[1] if losses else None  # the first of equal ones
+
+    def stalled(self) -> bool:
+        """Whether ``patience`` epochs went by without a lower validation loss."""
+        best = self.best_epoch()
+        return bool(self.patience) and best is not None and len(self.curves) - best >= self.patience
+
+    def result(self) -> Path:
+        """The checkpoint to go on with: the best epoch's where there was validation, whose weights are restored."""
+        if self.best_epoch() is None:
+            return self.folder / CHECKPOINT
+        state = load_checkpoint(self.folder / BEST)
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        return self.folder / BEST
 
     def resume(self) -> int:
         """Restore the last checkpoint if there is one; the number of epochs already done."""
@@ -69,7 +137,7 @@ class Run:
         if not path.is_file():
             return 0
         state = load_checkpoint(path)
-        if state["identity"] != self.identity:
+        if state.get("identity") != self.identity:
             raise InputError(
                 "holds a checkpoint of a run with other options", place=str(path), advice="choose another --out"
             )
@@ -77,6 +145,8 @@ class Run:
             module.load_state_dict(state["modules"][name])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.scaler.is_enabled() and "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])
         self.curves = state["curves"]
         log.info("training_resumed", epochs_done=len(self.curves))
         return len(self.curves)
@@ -84,36 +154,71 @@ class Run:
     def step(self, loss: Tensor) -> float:
         """One optimiser step; the loss's value."""
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation for it
-        self.optimiser.step()
+        scaled: Any = self.scaler.scale(loss)
+        scaled.backward()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.schedule.step()
+        self._advance(f"epoch {len(self.curves) + 1} of {self._total or '?'}")
         return float(loss.item())
 
     def end_epoch(self, figures: Mapping[str, float]) -> None:
-        """Keep the epoch's figures, write checkpoint, curves and plot."""
-        self.curves.append(dict(figures))
+        """Keep the epoch's figures, write checkpoint (and the best one), curves and plot."""
+        seconds = time.monotonic() - self._began
+        self._times.append(seconds)
+        self.curves.append({**figures, "seconds": seconds})
         state = {
             "identity": self.identity,
+            "about": self.about,
             "modules": {k: m.state_dict() for k, m in self.modules.items()},
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "curves": self.curves,
         }
-        new = self.folder / f"{CHECKPOINT}.new"
-        torch.save(state, new)
-        new.replace(self.folder / CHECKPOINT)
+        if self.best_epoch() == len(self.curves):  # before the checkpoint: a kill between the two repeats the epoch
+            _save({k: state[k] for k in ("identity", "about", "modules", "curves")}, self.folder / BEST)
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
+        _save(state, self.folder / CHECKPOINT)
         (self.folder / CURVES).write_text(json.dumps(self.curves, indent=1) + "\n", encoding="utf-8")
+        write_table(self.curves, self.folder / TABLE)
         plot_curves(self.curves, self.folder / PLOT)
-        log.info("epoch_done", epoch=len(self.curves), **{k: round(float(v), 4) for k, v in figures.items()})
+        eta = max(self._total - len(self.curves), 0) * sum(self._times) / len(self._times)
+        told = {k: round(float(v), 4) for k, v in figures.items() if k in LOGGED}
+        log.info("epoch_done", epoch=len(self.curves), seconds=round(seconds, 1), eta_s=round(eta), **told)
+
+
+def _save(state: Mapping[str, Any], path: Path) -> None:
+    new = path.with_name(f"{path.name}.new")
+    torch.save(dict(state), new)
+    new.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint written by ``Run``; only tensors and plain values are unpickled."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as e:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
         raise InputError("is not a readable checkpoint", place=str(path)) from e
-    return state
+    if not isinstance(state, dict):
+        raise InputError("is not a readable checkpoint: it holds no names", place=str(path))
+    found: dict[str, Any] = state
+    return found
+
+
+def checkpoint_in(run: Path) -> Path:
+    """A checkpoint, or that of a run's folder: the best epoch's where there is one."""
+    if not run.is_dir():
+        return run
+    return run / BEST if (run / BEST).is_file() else run / CHECKPOINT
+
+
+def write_table(curves: list[dict[str, float]], path: Path) -> None:
+    """The curves as CSV: a row an epoch, counted from 1; empty where an epoch lacks a figure."""
+    with path.open("w", newline="", encoding="utf-8") as f:
+        table = csv.DictWriter(f, ["epoch", *_names(curves), "seconds"], restval="")
+        table.writeheader()
+        table.writerows([{"epoch": i, **c} for i, c in enumerate(curves, start=1)])
 
 
 def plot_curves(curves: list[dict[str, float]], path: Path, size: tuple[int, int] = (720, 320)) -> None:

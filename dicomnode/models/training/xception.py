@@ -1,17 +1,17 @@
 """``dicomnode train xception``: CE-Net's encoder and the Xception, jointly, for diagnosis and segmentation.
 
 Goes on from a ``train cenet`` checkpoint, or from the ImageNet encoder alone. Trains on the official training split
-of COVID-CT and on the slices of ct-lung-seg outside the held-out volumes; the validation split is never read for
-training or stopping. A frozen segmentation encoding is a poor input for diagnosis (AUC .58), so the encoder is
-fine-tuned.
+of COVID-CT and on the slices of ct-lung-seg outside the held-out volumes, or on a site's own; other splits are never
+read for training or stopping: what validates is cut from the training split. A frozen segmentation encoding is a poor
+input for diagnosis (AUC .58), so the encoder is fine-tuned.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import structlog
@@ -19,19 +19,38 @@ import torch
 from torch.nn import functional
 
 from dicomnode.errors import InputError
-from dicomnode.models.networks import CENet, TrainingHeads, Xception, XceptionConfig
+from dicomnode.models.embedder import choose_device
+from dicomnode.models.networks import (
+    CENet,
+    TrainingHeads,
+    Xception,
+    XceptionConfig,
+    literal_xception,
+    published_xception,
+)
 from dicomnode.models.tensors import standardise
-from dicomnode.models.training.augment import HEAVY, SEGMENTATION, Augmenter
-from dicomnode.models.training.cenet import build_cenet, dice_by_volume, segmentation_step
-from dicomnode.models.training.data import LabelledData, SegmentationData, load_covid_ct, load_segmentation
+from dicomnode.models.training.augment import HEAVY, SEGMENTATION, Augmenter, to_unit
+from dicomnode.models.training.cenet import (
+    build_cenet,
+    check_share,
+    dice_by_volume,
+    infected_area,
+    segmentation_step,
+    validation_identity,
+)
+from dicomnode.models.training.data import CLASSES, LabelledData, SegmentationData
 from dicomnode.models.training.losses import supervised_contrastive
-from dicomnode.models.training.run import CHECKPOINT, Run, epoch_seed, load_checkpoint
+from dicomnode.models.training.run import PATIENCE, VALIDATION, Run, device_of, epoch_seed, load_checkpoint, mixed
+from dicomnode.models.training.sources import is_table, labelled_of, sample_scans, segmentation_of, tell_counts
+from dicomnode.models.training.splits import validation_rows
+from dicomnode.models.training.tables import load_scans
 
 log = structlog.get_logger(__name__)
 
 LABEL_SMOOTHING = 0.1
 TEMPERATURE = 0.1
 SEGMENTATION_BATCH = 12
+VALIDATION_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +59,21 @@ class XceptionOptions:
 
     Attributes
     ----------
-    data : folder that holds ``covid-ct`` and ``ct-lung-seg``.
+    data : folder that holds ``covid-ct`` and ``ct-lung-seg``; or a LABELS.csv (``tables.load_labels``).
     out : folder of the run.
     cenet : checkpoint of ``train cenet`` to go on from; None starts from the ImageNet weights of the lite0 encoder.
     segmentation_every : a segmentation batch every so many steps.
     encoder_lr : factor of ``lr`` for everything of the CE-Net.
     segmentation : weight of the segmentation loss.
     max_steps : steps an epoch at most; None for all (tests set it).
+    form : "native" or "literal" (``networks.xception``).
+    widths : "narrow" (measured) or "published".
+    masks : folder or table of outlined slices for the segmentation; None: those of a folder ``data``, else none.
+    scans : table of labelled scans (``tables.load_scans``) instead of ``data``; needs ``cenet``.
+    per_scan : slices of each scan, those with the largest infected area by that CE-Net.
+    validate : share of the training images, whole patients, kept apart to stop early; 0 trains on all to the end.
+    patience : epochs without a lower validation loss after which to stop.
+    device : "auto", "cpu" or "cuda".
     """
 
     data: Path
@@ -63,10 +90,45 @@ class XceptionOptions:
     middle: int = 2
     seed: int = 0
     max_steps: int | None = None
+    form: Literal["native", "literal"] = "native"
+    widths: Literal["narrow", "published"] = "narrow"
+    masks: Path | None = None
+    scans: Path | None = None
+    per_scan: int = 4
+    validate: float = 0.0
+    patience: int = PATIENCE
+    device: str = "cpu"
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs the same; folders do not."""
-        return {k: v for k, v in asdict(self).items() if k not in ("data", "out", "cenet")}
+        """What makes two runs the same; folders and device do not. What is off is not named."""
+        plain = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY}
+        if self.scans is not None:
+            plain["per_scan"] = self.per_scan
+        return {**plain, **validation_identity(self.validate, self.patience)}
+
+    def architecture(self, channels: int) -> XceptionConfig:
+        """The Xception on an encoding of so many channels."""
+        if self.widths == "published":
+            return published_xception(channels, self.form)
+        if self.form == "literal":
+            return literal_xception(channels, self.middle)
+        return XceptionConfig(channels, middle=self.middle)
+
+
+# Form and widths are told by the architecture, which is part of the identity too.
+_NOT_IDENTITY = (
+    "data",
+    "out",
+    "cenet",
+    "form",
+    "widths",
+    "masks",
+    "scans",
+    "per_scan",
+    "validate",
+    "patience",
+    "device",
+)
 
 
 def load_cenet(path: Path) -> CENet:
@@ -94,13 +156,30 @@ class _Batches:
     """The two sources of one epoch, each with its augmentation and the epoch's generator."""
 
     labelled: LabelledData
-    segmentation: SegmentationData
+    segmentation: SegmentationData | None
     rng: np.random.Generator
 
     def __post_init__(self) -> None:
         self.heavy = Augmenter(self.rng, HEAVY)
         self.light = Augmenter(self.rng, SEGMENTATION)
-        self.masked_rows = np.flatnonzero(~self.segmentation.held_out)
+        usable = None if self.segmentation is None else ~self.segmentation.held_out & self.segmentation.known.any(1)
+        self.masked_rows = np.flatnonzero(usable) if usable is not None else np.zeros(0, dtype=np.int64)
+
+
+def labelled_for(options: XceptionOptions, net: CENet | None) -> LabelledData:
+    """The labelled slices of a run: a folder's or table's, or sampled from scans by the CE-Net it starts from."""
+    if options.scans is None:
+        return labelled_of(options.data)
+    if net is None:
+        raise InputError("needs a trained CE-Net that finds the infection", place="--scans", advice="give --cenet RUN")
+    return sample_scans(load_scans(options.scans), partial(infected_area, net), options.per_scan)
+
+
+def masks_for(options: XceptionOptions) -> SegmentationData | None:
+    """The outlined slices of a run; None where a site has none."""
+    if options.masks is not None:
+        return segmentation_of(options.masks)
+    return None if options.scans is not None or is_table(options.data) else segmentation_of(options.data)
 
 
 def train_xception(
@@ -111,21 +190,69 @@ def train_xception(
     Returns
     -------
     dict
-        ``checkpoint`` (path), ``dice`` and ``mean`` of the joint network on the held-out volumes, ``curves``.
+        ``checkpoint`` (path), ``dice`` and ``mean`` of the joint network on the held-out volumes (empty without
+        outlined slices), ``curves``; with validation also ``best_epoch`` (from 1).
+
+    Raises
+    ------
+    InputError
+        The data or the CE-Net cannot be used; nothing was written then.
     """
-    labelled = labelled or load_covid_ct(options.data)
-    labelled = labelled.part(labelled.train)
-    segmentation = segmentation or load_segmentation(options.data)
-    if len(labelled.labels) < options.batch or len(np.unique(labelled.labels)) < 2:
+    check_share(options.validate)
+    device = choose_device(options.device)
+    net = None
+    if options.scans is not None and options.cenet is not None:  # else the data is looked at first
+        net = load_cenet(options.cenet).to(device)
+    labelled = labelled or labelled_for(options, net)
+    segmentation = segmentation or masks_for(options)
+    training, held = split_training(labelled, options.validate, options.seed, options.batch)
+    if net is None:
+        net = (
+            build_cenet("lite0", 1.0, imagenet=True, seed=options.seed)
+            if options.cenet is None
+            else load_cenet(options.cenet)
+        ).to(device)
+    run, weights, steps = _prepare(options, net, training)
+    for epoch in run.epochs(options.epochs, steps):
+        batches = _Batches(training, segmentation, epoch_seed(options.seed, epoch))
+        figures = _epoch(run, batches, options, steps, weights)
+        if options.validate:
+            figures |= _validate(run, held, weights)
+        run.end_epoch(figures)
+    checkpoint = run.result()
+    dice = {} if segmentation is None else dice_by_volume(net, segmentation)
+    mean = {k: float(np.mean(list(v.values()))) for k, v in dice.items() if v}
+    best = {"best_epoch": run.best_epoch()} if options.validate else {}
+    return {"checkpoint": checkpoint, "dice": dice, "mean": mean, "curves": run.curves, **best}
+
+
+def split_training(labelled: LabelledData, share: float, seed: int, batch: int) -> tuple[LabelledData, LabelledData]:
+    """What is trained on, and what validates: both of the training split. Tells the counts of each class.
+
+    Raises
+    ------
+    InputError
+        One class only, or less than a batch.
+    """
+    validation = np.zeros(len(labelled.labels), dtype=np.bool_)
+    part = labelled.part(labelled.train)
+    if share and len(part.labels):
+        mine = validation_rows(part.labels, part.groups, share, seed, labelled.classes)
+        validation[np.flatnonzero(labelled.train)] = mine
+    training = labelled.part(labelled.train & ~validation)
+    if len(training.labels) < batch or len(np.unique(training.labels)) < 2:
         raise InputError("needs both classes and at least one batch of training images", place="data")
-    if options.cenet is None:
-        net = build_cenet("lite0", 1.0, imagenet=True, seed=options.seed)
-    else:
-        net = load_cenet(options.cenet)
+    tell_counts(labelled, validation)
+    return training, labelled.part(validation)
+
+
+def _prepare(options: XceptionOptions, net: CENet, training: LabelledData) -> tuple[Run, torch.Tensor, int]:
+    """The run with its networks and optimiser, the weights of the classes, and the steps of an epoch."""
+    device = device_of(net)
     torch.manual_seed(options.seed)
-    xception = Xception(XceptionConfig(net.encoder.out_channels, middle=options.middle))
-    heads = TrainingHeads(net.encoder.out_channels)
-    steps = len(labelled.labels) // options.batch
+    xception = Xception(options.architecture(net.encoder.out_channels)).to(device)
+    heads = TrainingHeads(net.encoder.out_channels, len(training.classes)).to(device)
+    steps = len(training.labels) // options.batch
     steps = min(steps, options.max_steps) if options.max_steps else steps
     new = [*xception.parameters(), *heads.parameters()]
     rates = [options.lr, options.lr * options.encoder_lr]
@@ -136,32 +263,36 @@ def train_xception(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, rates, total_steps=options.epochs * steps, pct_start=options.warm_up
     )
-    modules = {"cenet": net, "xception": xception, "heads": heads}
-    start = "imagenet" if options.cenet is None else "cenet"
     identity = {
         **options.identity(),
-        "start": start,
+        "start": "imagenet" if options.cenet is None else "cenet",
         "cenet": net.config.as_json(),
         "xception": xception.config.as_json(),
     }
-    run = Run(options.out, modules, optimiser, schedule, identity)
-    counts = np.bincount(labelled.labels)
-    weights = torch.tensor(counts.mean() / counts, dtype=torch.float32)
-    for epoch in range(run.resume(), options.epochs):
-        began = time.monotonic()
-        batches = _Batches(labelled, segmentation, epoch_seed(options.seed, epoch))
-        figures = _epoch(run, batches, options, steps, weights)
-        run.end_epoch({**figures, "seconds": time.monotonic() - began})
-    dice = dice_by_volume(net, segmentation)
-    mean = {k: float(np.mean(list(v.values()))) for k, v in dice.items() if v}
-    return {"checkpoint": options.out / CHECKPOINT, "dice": dice, "mean": mean, "curves": run.curves}
+    if training.classes != CLASSES:
+        identity["classes"] = list(training.classes)
+    modules = {"cenet": net, "xception": xception, "heads": heads}
+    about = {} if options.cenet is None else {"cenet_run": load_checkpoint(options.cenet)["identity"]}
+    run = Run(options.out, modules, optimiser, schedule, identity, options.patience if options.validate else 0, about)
+    counts = np.bincount(training.labels, minlength=len(training.classes))
+    return run, torch.tensor(counts.mean() / counts.clip(min=1), dtype=torch.float32, device=device), steps
+
+
+def _forward(run: Run, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and unit projections, float32, of images [n, 1, H, W] in 0..1."""
+    net, xception, heads = run.modules["cenet"], run.modules["xception"], run.modules["heads"]
+    assert isinstance(net, CENet)
+    with mixed(run.device):
+        x = standardise(images.to(run.device)).contiguous(memory_format=torch.channels_last)
+        logits, unit = heads(xception(net.encoder(x)))
+    return logits.float(), unit.float()
 
 
 def _epoch(
     run: Run, batches: _Batches, options: XceptionOptions, steps: int, weights: torch.Tensor
 ) -> dict[str, float]:
     """One pass over the labelled images; mean losses and the training accuracy under augmentation."""
-    net, xception, heads = run.modules["cenet"], run.modules["xception"], run.modules["heads"]
+    net = run.modules["cenet"]
     assert isinstance(net, CENet)
     for module in run.modules.values():
         module.train()
@@ -170,14 +301,14 @@ def _epoch(
     masked: list[float] = []
     for step in range(steps):
         rows = order[step * options.batch : (step + 1) * options.batch]
-        labels = torch.from_numpy(batches.labelled.labels[rows])
+        labels = torch.from_numpy(batches.labelled.labels[rows]).to(run.device)
         images, _ = batches.heavy(batches.labelled.images[rows])
-        encoding = net.encoder(standardise(images).contiguous(memory_format=torch.channels_last))
-        logits, unit = heads(xception(encoding))
+        logits, unit = _forward(run, images)
         classify = functional.cross_entropy(logits, labels, weights, label_smoothing=LABEL_SMOOTHING)
         contrast = supervised_contrastive(unit, labels, TEMPERATURE)
         loss = classify + contrast
         if options.segmentation > 0 and step % options.segmentation_every == 0 and len(batches.masked_rows):
+            assert batches.segmentation is not None
             size = min(SEGMENTATION_BATCH, len(batches.masked_rows))
             chosen = batches.rng.choice(batches.masked_rows, size, replace=False)
             part = segmentation_step(net, batches.segmentation, chosen, batches.light)
@@ -188,3 +319,19 @@ def _epoch(
         sums["contrast"] += float(contrast.item()) / steps
         sums["accuracy"] += float((logits.argmax(1) == labels).float().mean().item()) / steps
     return {**sums, "segmentation": float(np.mean(masked))} if masked else sums
+
+
+def _validate(run: Run, held: LabelledData, weights: torch.Tensor) -> dict[str, float]:
+    """Loss and accuracy, each class weighted alike, on images that are not trained on, not augmented."""
+    for module in run.modules.values():
+        module.eval()
+    labels = torch.from_numpy(held.labels).to(run.device)
+    found = []
+    with torch.inference_mode():
+        for at in range(0, len(labels), VALIDATION_BATCH):
+            found.append(_forward(run, to_unit(held.images[at : at + VALIDATION_BATCH]))[0])  # noqa: PERF401
+    logits = torch.cat(found)
+    right = (logits.argmax(1) == labels).float()
+    by_class = [float(right[labels == int(c)].mean().item()) for c in np.unique(held.labels)]
+    loss = float(functional.cross_entropy(logits, labels, weights).item())
+    return {VALIDATION: loss, "validation_accuracy": float(np.mean(by_class))}

@@ -37,6 +37,7 @@ class Result(Shape):
     k: int = Field(description="Cases stored.")
     query: QuerySaid
     model_id: str
+    explains: bool = Field(description="Whether /why can answer: the model that gave the answer is still here.")
     organisation: str
     text: str
 

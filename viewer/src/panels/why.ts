@@ -54,7 +54,13 @@ export class WhyLayer {
     this.update();
   }
 
+  /** The model that answered is no longer on the node: it cannot say why. */
+  private get gone(): boolean {
+    return this.context.data.result?.explains === false;
+  }
+
   toggle(): void {
+    if (this.gone) return;
     this.context.store.set({ why: !this.context.store.view.why });
     this.update();
     this.moved();
@@ -66,7 +72,7 @@ export class WhyLayer {
     this.stop.abort();
     for (const pane of Object.values(this.panes)) pane.clearHeat();
     const match = this.match();
-    if (!this.context.store.view.why || match === null) return;
+    if (this.gone || !this.context.store.view.why || match === null) return;
     const id = this.context.store.view.selected;
     if (id === null || id === QUERY) return;
     const key = JSON.stringify([id, match]);
@@ -118,6 +124,7 @@ export class WhyLayer {
   private update(): void {
     const { why } = this.context.store.view;
     this.button.setAttribute('aria-pressed', String(why));
-    this.root.hidden = !why;
+    this.button.hidden = this.gone;
+    this.root.hidden = !why || this.gone;
   }
 }

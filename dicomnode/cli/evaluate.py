@@ -1,0 +1,190 @@
+"""``dicomnode evaluate``: how good packs are on labelled images, a protocol or this repository, beside controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dicomnode.cli.options import Config, Json, err, open_node, out, print_json, print_table, progress_bar
+from dicomnode.errors import EXIT_FAILED, UsageError
+
+if TYPE_CHECKING:
+    from dicomnode.evaluation.labels import Checks
+    from dicomnode.evaluation.protocols import Protocol
+    from dicomnode.evaluation.run import Evaluation, Options, Progress
+    from dicomnode.models.embedder import Embedder
+    from dicomnode.node import Node
+
+_MODES = "--index with --queries, --protocol with --data, --repository, or --ledger with --out"
+
+
+def evaluate_command(
+    index: Annotated[Path | None, typer.Option(help="LABELS.csv of the images searched.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="LABELS.csv of the images asked about.")] = None,
+    pack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pack to measure: a name or folder, may be repeated; else the active one. Controls use the first."
+        ),
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="New folder for the page, the figures and the JSON.")
+    ] = None,
+    lung_model: Annotated[
+        Path | None,
+        typer.Option(
+            help="CE-Net checkpoint that finds the lungs for the masked control; else a classical segmentation."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=20, help="Runs of the controls that draw something at random.")] = 1,
+    protocol: Annotated[
+        str | None, typer.Option(help="in-domain, published, lesion, organs, leaky, or a TOML file of one.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data sets that a protocol names.")] = None,
+    repository: Annotated[
+        bool, typer.Option("--repository", help="Leave one patient out over this repository's findings.")
+    ] = False,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the ledger: entries are added; alone with --out, tables are made of it."),
+    ] = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Measure retrieval: precision, recall, mAP and nDCG with intervals, negative controls beside every figure.
+
+    Example: dicomnode evaluate --index train.csv --queries test.csv --out report
+    Example: dicomnode evaluate --protocol in-domain --data data --pack packs/mine --ledger docs/evaluation/ledger
+    Example: dicomnode evaluate --repository --json
+    Example: dicomnode evaluate --ledger docs/evaluation/ledger --out tables
+    """
+    node = open_node(config)
+    modes = [bool(index or queries), protocol is not None, repository]
+    if sum(modes) > 1 or (not any(modes) and not (ledger and out_dir)):
+        raise UsageError(f"give one of: {_MODES}", place="evaluate")
+    if bool(index) != bool(queries):
+        raise UsageError("--index and --queries belong together", place="evaluate")
+    if (protocol is None) != (data is None):
+        raise UsageError("--protocol and --data belong together", place="evaluate")
+    from dicomnode.evaluation.files import check_out, write_ledger_report
+    from dicomnode.evaluation.run import Options
+
+    if out_dir:
+        check_out(out_dir)
+    if not any(modes):
+        assert ledger is not None and out_dir is not None
+        text, files = write_ledger_report(out_dir, ledger)
+        print_json({"tables": text, "files": files}) if json else out.print(text)
+        return
+    try:
+        if repository:
+            result = _of_repository(node, out_dir, json)
+        else:
+            with progress_bar("images", quiet=json) as update:
+                options = Options(lung_model, seeds)
+                result = _of_images(
+                    node, (index, queries), (protocol, data), pack or [], options, update, out_dir, ledger
+                )
+    finally:
+        node.close()
+    _print(result, json)
+    if result["skipped"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _of_images(
+    node: Node,
+    files: tuple[Path | None, Path | None],
+    of_protocol: tuple[str | None, Path | None],
+    packs: list[str],
+    options: Options,
+    update: Progress,
+    out_dir: Path | None,
+    ledger: Path | None,
+) -> dict[str, Any]:
+    from dicomnode.evaluation.files import write_evaluation
+    from dicomnode.evaluation.labels import Checks, read_rows
+    from dicomnode.evaluation.protocols import find_protocol, open_protocol
+    from dicomnode.evaluation.run import evaluate
+
+    checks, about = Checks(), ""
+    if files[0] is not None and files[1] is not None:
+        index, queries = read_rows(files[0], checks), read_rows(files[1], checks)
+        title = f"Index {files[0].name}, queries {files[1].name}"
+        found = evaluate(
+            "labels", title, index, queries, _packs(node, packs), options=options, checks=checks, progress=update
+        )
+    else:
+        assert of_protocol[0] is not None and of_protocol[1] is not None
+        protocol = find_protocol(of_protocol[0])
+        about = " ".join(protocol.about.split())
+        with open_protocol(protocol, of_protocol[1], checks) as (index, queries):
+            loaded = _packs(node, packs)
+            _note_packs(protocol, loaded, checks)
+            found = evaluate(
+                protocol.name, protocol.title, index, queries, loaded,
+                rules=protocol.rules, options=options, checks=checks, progress=update,
+            )  # fmt: skip
+    result = found.as_json()
+    if out_dir:
+        write_evaluation(out_dir, found, result, about)
+    if ledger:
+        _keep(ledger, found)
+    return result
+
+
+def _keep(folder: Path, found: Evaluation) -> None:
+    from dicomnode.evaluation.ledger import entries_of, write_entry
+
+    for entry in entries_of(found):
+        write_entry(folder, entry)
+
+
+def _note_packs(protocol: Protocol, packs: list[tuple[str, Embedder]], checks: Checks) -> None:
+    for name, embedder in packs:
+        why = protocol.broken_by(embedder.pack.manifest.about)
+        if why:
+            checks.notes.append(f"{name}: {why}")
+
+
+def _packs(node: Node, named: list[str]) -> list[tuple[str, Embedder]]:
+    """Names and loaded packs; the active one where none is named."""
+    from dicomnode.models.embedder import Embedder
+    from dicomnode.models.manifest import find_pack
+    from dicomnode.node import packs_folder
+
+    if not named:
+        return [(node.pack_dir.name, node.embedder)]
+    folders = [find_pack(name, (packs_folder(), node.data_dir / "packs")) for name in named]
+    return [(folder.name, Embedder.load(folder, node.settings.models.device)) for folder in folders]
+
+
+def _of_repository(node: Node, out_dir: Path | None, json: bool) -> dict[str, Any]:
+    from dicomnode.evaluation.files import write_result
+    from dicomnode.evaluation.repository import KnownStudy, evaluate_repository
+
+    known = [KnownStudy(*row) for row in node.catalogue.known_findings()]
+    with progress_bar("studies", quiet=json) as update:
+        result = evaluate_repository(node.index, known, update)
+    if out_dir:
+        write_result(out_dir, result)
+    return result
+
+
+def _print(result: Mapping[str, Any], json: bool) -> None:
+    if json:
+        print_json(result)
+        return
+    from dicomnode.evaluation.report import COLUMNS, lines, plain_words
+
+    for note in result["notes"]:
+        err.print(note)
+    queries = f"{result['n_queries_counted']} of {result['n_queries']} queries, {result['n_query_patients']} patients"
+    out.print(f"{result['title']}: index {result['n_index']}, {queries}")
+    rows = [[line.name, *line.cells, line.difference] for line in lines(result)]
+    print_table("retrieval", ["method", *(name for name, _ in COLUMNS), "first minus this, P@10"], rows)
+    for sentence in plain_words(result):
+        out.print(sentence)

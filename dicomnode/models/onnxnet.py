@@ -1,0 +1,74 @@
+"""An ONNX file as the network of a pack, through ONNX Runtime; imported only where such a pack is loaded.
+
+The file is read from memory: ONNX Runtime then knows no folder from which it would read external data, and no library
+of custom operators is registered, so an ONNX file can name data and operators of ONNX only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dicomnode.errors import PackError
+
+INSTALL = "pip install 'dicomnode[onnx]'"
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as exc:
+        raise PackError("is an ONNX pack, and ONNX Runtime is not installed", advice=INSTALL) from exc
+    return onnxruntime
+
+
+class OnnxNet(nn.Module):
+    """One input float32 [n, side, side], one output float32 [n, dim].
+
+    Raises
+    ------
+    PackError
+        ONNX Runtime is not installed, or cannot use the file. ``place`` is the file.
+    """
+
+    def __init__(self, path: Path, device: str, side: int) -> None:
+        super().__init__()
+        try:
+            ort = _runtime()
+        except PackError as exc:
+            raise PackError(exc.line, place=str(path), advice=exc.advice) from exc
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # its lines would go beside the node's own log
+        providers = ["CPUExecutionProvider"]
+        if device == "cuda" and "CUDAExecutionProvider" in ort.get_available_providers():
+            providers.insert(0, "CUDAExecutionProvider")
+        try:
+            self._session = ort.InferenceSession(path.read_bytes(), options, providers=providers)
+        except Exception as exc:  # its classes are of its binary module and derive from Exception alone
+            raise PackError(f"ONNX Runtime cannot use the file ({type(exc).__name__})", place=str(path)) from exc
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise PackError("a network of a pack takes one tensor and gives one", place=str(path))
+        self._input = inputs[0].name
+        shape = list(inputs[0].shape)
+        if inputs[0].type != "tensor(float)" or len(shape) != 3 or isinstance(shape[0], int):
+            raise PackError(
+                f"the network takes {inputs[0].type} {shape}, a pack's takes tensor(float) ['n', {side}, {side}]",
+                place=str(path),
+                advice="export it with a dynamic first dimension and without a channel dimension",
+            )
+        self._path = path
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 [n, side, side] -> float32 as the file gives it."""
+        values = images.detach().cpu().contiguous().numpy()
+        try:
+            (out,) = self._session.run(None, {self._input: values})
+        except Exception as exc:  # as above
+            raise PackError(f"ONNX Runtime cannot compute ({type(exc).__name__})", place=str(self._path)) from exc
+        return torch.from_numpy(np.asarray(out, dtype=np.float32))

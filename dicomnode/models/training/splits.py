@@ -1,0 +1,99 @@
+"""Splits that do not leak: a seeded share of whole patients or volumes, with near-copies on one side.
+
+Pure functions on arrays. A near-copy is a pair of slices whose 32x32 pixels, each minus its mean, correlate above .98:
+no two patients of COVID-CT do (at most .86 across its official splits), copies of one slice always do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dicomnode.errors import InputError
+from dicomnode.models.training.figures import raw_pixels, unit_rows
+
+TWIN_CORRELATION = 0.98
+_CHUNK = 1024  # rows of the correlation matrix at a time
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+def near_twins(images: npt.NDArray[np.uint8]) -> Ints:
+    """Pairs (i < j) of images uint8 [n, H, W] that are near-copies, int [m, 2]."""
+    x = unit_rows(raw_pixels(images))
+    pairs = [np.zeros((0, 2), dtype=np.int64)]
+    for at in range(0, len(x), _CHUNK):
+        i, j = np.nonzero(x[at : at + _CHUNK] @ x[at:].T > TWIN_CORRELATION)
+        later = j > i
+        pairs.append(np.stack([i[later] + at, j[later] + at], axis=1).astype(np.int64))
+    return np.concatenate(pairs)
+
+
+def joined(groups: npt.NDArray[np.str_], pairs: Ints) -> npt.NDArray[np.str_]:
+    """Groups [n] in which those that share a pair are one (named after the first of them)."""
+    parent = {str(g): str(g) for g in np.unique(groups)}
+
+    def root(g: str) -> str:
+        while parent[g] != g:
+            g = parent[g]
+        return g
+
+    for i, j in pairs:
+        a, b = sorted((root(str(groups[i])), root(str(groups[j]))))
+        parent[b] = a
+    return np.array([root(str(g)) for g in groups])
+
+
+def validation_rows(
+    labels: Ints, groups: npt.NDArray[np.str_], share: float, seed: int, classes: tuple[str, ...]
+) -> Bools:
+    """A seeded part of whole groups that holds about ``share`` of each class, bool [n].
+
+    Raises
+    ------
+    InputError
+        A class has a single group: it cannot be on both sides.
+    """
+    rng = np.random.default_rng([seed, 1_000_003])  # not the stream of any epoch
+    chosen = np.zeros(len(labels), dtype=np.bool_)
+    names = np.unique(groups)
+    main = np.array([np.bincount(labels[groups == g], minlength=len(classes)).argmax() for g in names])
+    for c in np.unique(labels):
+        mine = rng.permutation(names[main == c])
+        if len(mine) < 2:
+            raise InputError(
+                f"class {classes[c]!r} has images of fewer than two patients: no part of it can validate",
+                advice="add patients, or train with --validate 0",
+            )
+        wanted, taken = share * float((labels == c).sum()), 0
+        for g in mine[:-1]:  # at least one stays for training
+            if taken >= wanted:
+                break
+            rows = groups == g
+            chosen |= rows
+            taken += int(rows.sum())
+    return chosen
+
+
+def validation_volumes(volumes: Ints, share: float, seed: int) -> tuple[int, ...]:
+    """A seeded choice of whole volumes with about ``share`` of the slices, at least one, never all.
+
+    Raises
+    ------
+    InputError
+        There is one volume only.
+    """
+    rng = np.random.default_rng([seed, 1_000_003])
+    names = rng.permutation(np.unique(volumes))
+    if len(names) < 2:
+        raise InputError(
+            "has slices of one volume only: no part of it can validate",
+            advice="add volumes, or train with --validate 0",
+        )
+    out: list[int] = []
+    for v in names[:-1]:
+        if out and np.isin(volumes, out).sum() >= share * len(volumes):
+            break
+        out.append(int(v))
+    return tuple(sorted(out))

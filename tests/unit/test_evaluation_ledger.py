@@ -1,0 +1,232 @@
+"""The ledger, and the tables, figures and page that are made of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from index_samples import unit
+from PIL import Image
+
+from dicomnode.errors import InputError
+from dicomnode.evaluation import ledger, metrics
+from dicomnode.evaluation.files import check_out, write_evaluation, write_ledger_report
+from dicomnode.evaluation.labels import Checks
+from dicomnode.evaluation.plots import plane
+from dicomnode.evaluation.report import plain_words
+from dicomnode.evaluation.run import Evaluation, Method
+from dicomnode.evaluation.task import Rules
+
+QUERIES = 24
+
+
+def a_table(share: float, seed: int = 0) -> metrics.PerQuery:
+    random = np.random.default_rng(seed)
+    rows = [random.random(60) < share for _ in range(QUERIES)]
+    for r in rows:
+        r[59] = True
+    judged = [metrics.judge(r.astype(float), r) for r in rows]
+    classes = np.array(["COVID", "NonCOVID"] * (QUERIES // 2))
+    return metrics.collect(judged, classes, np.array([f"patient-{i // 2}" for i in range(QUERIES)]))
+
+
+def an_evaluation(name: str = "demo") -> Evaluation:
+    random = np.random.default_rng(0)
+    return Evaluation(
+        name=name,
+        title="A <title> with marks",
+        packs=(Method("good", "pack", (a_table(0.9),), (7,), recipe={"model_id": "sha256:x"}),),
+        controls=(
+            Method("control: raw 32x32 pixels", "control", (a_table(0.4, 1),), note="centred"),
+            Method("control: random weights", "control", (a_table(0.5, 2), a_table(0.5, 3)), (0, 1)),
+            Method("control: equal", "control", (a_table(0.9),)),
+            Method("control: better", "control", (a_table(1.0),)),
+        ),
+        n_index=60,
+        index_patients=30,
+        classes={"COVID": 30, "NonCOVID": 30},
+        rules=Rules(),
+        near_pairs=2,
+        near_queries=1,
+        checks=Checks(["a note"]),
+        vectors=unit(random.standard_normal((60, 8))),
+        labels=np.array(["COVID", "NonCOVID"] * 30),
+        seconds=1.5,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for entry in ledger.entries_of(an_evaluation()):
+        ledger.write_entry(tmp_path / "ledger", entry)
+    return tmp_path / "ledger"
+
+
+class TestEntries:
+    def test_one_small_whole_file_a_method_and_seed(self, folder):
+        names = sorted(p.name for p in folder.iterdir())
+        assert names == [
+            "demo--control-better--seed0.json",
+            "demo--control-equal--seed0.json",
+            "demo--control-random-weights--seed0.json",
+            "demo--control-random-weights--seed1.json",
+            "demo--control-raw-32x32-pixels--seed0.json",
+            "demo--good--seed7.json",
+        ]
+        assert all(p.stat().st_size < 20_000 for p in folder.iterdir())
+
+    def test_no_patient_is_named(self, folder):
+        assert all("patient-" not in p.read_text() for p in folder.iterdir())
+
+    def test_what_is_read_is_what_was_measured(self, folder):
+        entry = next(e for e in ledger.read_ledger(folder) if e["method"] == "good")
+        table = a_table(0.9)
+        assert entry["query"]["ap"] == pytest.approx(table.ap, abs=1e-4)
+        assert entry["query"]["recall@50"] == pytest.approx(table.recall[:, 49], abs=1e-4)
+        assert entry["curves"] == metrics.curves_of(table)
+        assert (entry["seed"], entry["recipe"], entry["data"]["n_index"]) == (7, {"model_id": "sha256:x"}, 60)
+
+    def test_packs_come_first(self, folder):
+        assert ledger.read_ledger(folder)[0]["kind"] == "pack"
+
+    @pytest.mark.parametrize(
+        ("change", "match"),
+        [
+            (lambda e: e.update(format=2), "format 2; this version reads 1"),
+            (lambda e: e["query"]["ap"].pop(), "not a whole entry"),
+            (lambda e: e.pop("curves"), "not an entry"),
+            (lambda e: e.update(kind="other"), "not a whole entry"),
+        ],
+    )
+    def test_a_damaged_entry_is_named(self, folder, change, match):
+        path = folder / "demo--good--seed7.json"
+        entry = json.loads(path.read_text())
+        change(entry)
+        path.write_text(json.dumps(entry))
+        with pytest.raises(InputError, match=match) as caught:
+            ledger.read_ledger(folder)
+        assert str(path) in str(caught.value)
+
+    def test_no_json_no_folder_nothing_in_it(self, tmp_path):
+        with pytest.raises(InputError, match="no such ledger"):
+            ledger.read_ledger(tmp_path / "absent")
+        with pytest.raises(InputError, match="holds no entries"):
+            ledger.read_ledger(tmp_path)
+        (tmp_path / "a.json").write_text("{")
+        with pytest.raises(InputError, match="not an entry"):
+            ledger.read_ledger(tmp_path)
+
+
+class TestTables:
+    def test_a_line_of_several_seeds_has_their_mean_interval_and_spread(self, folder):
+        rows = {r.method: r for r in ledger.summaries(ledger.read_ledger(folder))}
+        random = rows["control: random weights"]
+        both = metrics.mean_of([a_table(0.5, 2), a_table(0.5, 3)])
+        expected = metrics.row_of("x", both)
+        assert random.seeds == (0, 1)
+        assert random.figures["ap"]["mean"] == pytest.approx(expected["map"]["mean"], abs=2e-4)
+        assert random.figures["precision@10"]["ci"] == pytest.approx(expected["precision"]["10"]["ci"], abs=2e-4)
+        means = [float(metrics.macro(t.ap, t.classes)) for t in (a_table(0.5, 2), a_table(0.5, 3))]
+        assert random.spread["ap"] == pytest.approx([min(means), max(means)], abs=1e-4)
+        assert rows["good"].difference is None
+        paired = metrics.difference(a_table(0.9), both)
+        assert random.difference["mean"] == pytest.approx(paired["mean"], abs=2e-4)
+        assert random.difference["ci"] == pytest.approx(paired["ci"], abs=2e-4)
+
+    def test_markdown(self, folder):
+        text = ledger.markdown(ledger.read_ledger(folder))
+        assert "queries: 24 slices of 12 patients" in text
+        lines = [line for line in text.splitlines() if line.startswith("| ")]
+        assert lines[1].startswith("| good | 1 | ")
+        assert len({line.count("|") for line in lines}) == 1
+
+    def test_entries_of_other_queries_are_not_compared(self, folder):
+        path = folder / "demo--good--seed7.json"
+        entry = json.loads(path.read_text())
+        entry["query"]["label"][0] = 1
+        path.write_text(json.dumps(entry))
+        with pytest.raises(InputError, match="measured on other queries"):
+            ledger.summaries(ledger.read_ledger(folder))
+
+
+class TestFiles:
+    def test_everything_of_an_evaluation(self, tmp_path):
+        found = an_evaluation()
+        made = write_evaluation(tmp_path / "out", found, found.as_json(), "About <it>")
+        assert {p.name for p in made} == {
+            "curves.png", "curves.svg", "curves.csv", "map.png", "map.svg", "report.html", "evaluation.json",
+        }  # fmt: skip
+        for name in ("curves.png", "map.png"):
+            with Image.open(tmp_path / "out" / name) as image:
+                assert min(image.size) > 500
+                assert len(np.unique(np.asarray(image.convert("L")))) > 20
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "A &lt;title&gt; with marks" in page
+        assert "About &lt;it&gt;" in page
+        assert "http" not in page.split("<body>")[1].replace("http-equiv", "")  # nothing from elsewhere
+        for method in found.methods:
+            assert method.name in page
+        with (tmp_path / "out" / "curves.csv").open() as f:
+            rows = list(csv.DictReader(f))
+        assert len(rows) == len(found.methods) * 3 * 50
+        one = next(r for r in rows if (r["method"], r["queries"], r["k"]) == ("good", "all", "10"))
+        assert float(one["precision"]) == found.as_json()["packs"][0]["precision"]["10"]["mean"]
+
+    def test_an_evaluation_is_not_overwritten(self, tmp_path):
+        found = an_evaluation()
+        write_evaluation(tmp_path, found, found.as_json(), "")
+        with pytest.raises(InputError, match="choose another --out"):
+            check_out(tmp_path)
+        (tmp_path / "file").touch()
+        with pytest.raises(InputError, match="is a file"):
+            check_out(tmp_path / "file")
+        check_out(tmp_path / "new")
+
+    def test_tables_and_figures_of_a_ledger(self, folder, tmp_path):
+        for entry in ledger.entries_of(an_evaluation("other")):
+            ledger.write_entry(folder, entry)
+        text, made = write_ledger_report(tmp_path / "out", folder)
+        assert {"demo-curves.png", "other-curves.svg", "tables.md"} <= {p.name for p in made}
+        assert text == (tmp_path / "out" / "tables.md").read_text()
+        assert text.count("### ") == 2
+
+
+class TestWords:
+    def test_what_is_beaten_and_what_is_not(self):
+        words = plain_words(an_evaluation().as_json())
+        assert any(w.startswith("good is better than raw 32x32 pixels (P@10 +0.") for w in words)
+        assert any(w.startswith("good is not shown to be better than equal") for w in words)
+        assert any(w.startswith("good is WORSE than better") for w in words)
+        assert any(w.startswith("Queries with label COVID: P@10") for w in words)
+
+    def test_a_graded_protocol_is_judged_by_ndcg(self):
+        result = an_evaluation().as_json() | {"graded": True}
+        assert all("nDCG@10" in w for w in plain_words(result) if w.startswith("good"))
+
+
+class TestContract:
+    def test_the_object(self):
+        found = an_evaluation().as_json()
+        assert (found["n_index"], found["n_queries"]) == (60, QUERIES)
+        for row in (*found["packs"], *found["controls"]):
+            for figures in (row, *row["by_class"].values()):
+                for what in ("precision", "recall"):
+                    assert set(figures[what]) == {"1", "5", "10", "50"}
+                for value in (*figures["precision"].values(), *figures["recall"].values(), figures["map"]):
+                    assert value["ci"][0] <= value["mean"] <= value["ci"][1]
+            assert set(row["by_class"]) == {"COVID", "NonCOVID"}
+        assert all(set(c["difference"]) == {"mean", "ci"} for c in found["controls"])
+        json.dumps(found, allow_nan=False)
+
+
+def test_a_map_is_the_same_whatever_the_signs(folder):
+    vectors = unit(np.random.default_rng(3).standard_normal((30, 6)))
+    points, shares = plane(vectors)
+    assert points.shape == (30, 2)
+    assert 0 < shares[1] <= shares[0] < 1
+    again, _ = plane(vectors)
+    assert (points == again).all()
+    assert all(points[np.abs(points[:, i]).argmax(), i] > 0 for i in (0, 1))
