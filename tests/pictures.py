@@ -30,6 +30,7 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--hide-scrollbars"]
 DESKTOP, LARGE, TABLET, PHONE = (1440, 900), (1920, 1080), (820, 1180), (390, 844)
+SHEET = (1200, 900)  # three quarters of its size
 PATIENTS, SLICES, MATRIX = 32, 8, 256
 SERIES = (9901, 9910, 9912)  # report, contact sheet, PDF
 ANSWER_S = 600
@@ -115,15 +116,15 @@ def upload(hospital: Hospital) -> Image.Image:
 def contact_sheet(hospital: Hospital) -> Image.Image:
     with hospital.page(DESKTOP) as page:
         answer = page.request.get(f"{hospital.link.replace('/v/r/', '/api/v1/results/')}/contact-sheet.png?lang=en")
-        return Image.open(io.BytesIO(answer.body())).convert("RGB")
+        return Image.open(io.BytesIO(answer.body())).convert("RGB").resize(SHEET, Image.Resampling.LANCZOS)
 
 
 def orthanc_study(hospital: Hospital) -> Image.Image:
     """Orthanc Explorer's page of the study."""
-    found = next(iter(hospital.orthanc.studies()))
+    found = hospital.orthanc.studies()[hospital.study]["ID"]
     with hospital.page((1200, 790)) as page:
         page.goto(f"{hospital.orthanc.url}/app/explorer.html#study?uuid={found}")
-        page.get_by_text("PDF").first.wait_for()
+        page.get_by_text("PDF with links").locator("visible=true").first.wait_for()
         return taken(page)
 
 
@@ -136,7 +137,7 @@ def report(hospital: Hospital) -> Image.Image:
     with hospital.page((1000, 570)) as page:
         page.goto(page_of.as_uri())
         first = taken(page)
-        page.set_viewport_size({"width": 1000, "height": 560})
+        page.set_viewport_size({"width": 1000, "height": 550})
         page.get_by_role("heading", name="Similar Case from Another Patient").first.evaluate("e => e.scrollIntoView()")
         second = taken(page)
     joined = Image.new("RGB", (1000, first.height + second.height + 10), "#888")

@@ -55,12 +55,25 @@ def page(site: Site, request: pytest.FixtureRequest) -> Iterator[Page]:
     page.context.close()
 
 
-def sign_in(site: Site, page: Page) -> None:
+@pytest.fixture(scope="module")
+def cookies(site: Site) -> list[Any]:
+    """Of a session of anna: signed in once, as the node takes few sign-ins a minute."""
+    page = site.page()
     page.goto(f"{site.node.url}/sign-in")
     page.fill("#name", "anna")
     page.fill("#password", PASSWORD)
     page.get_by_role("button").click()
-    page.wait_for_load_state("networkidle")
+    page.wait_for_url(f"{site.node.url}/v/")
+    found = page.context.cookies()
+    page.context.close()
+    return found
+
+
+@pytest.fixture
+def inside(page: Page, cookies: list[Any]) -> Page:
+    """The page, of somebody who is signed in."""
+    page.context.add_cookies(cookies)
+    return page
 
 
 def is_well(page: Page, *, notice: bool = True) -> None:
@@ -126,51 +139,48 @@ def answers(page: Page, verdict: str, p: float | None, cases: Cases) -> None:
 
 
 @pytest.mark.parametrize("state", ANSWERS)
-def test_an_answer(site: Site, page: Page, state: str) -> None:
+def test_an_answer(site: Site, inside: Page, state: str) -> None:
     verdict, p, cases, said = ANSWERS[state]
-    sign_in(site, page)
-    answers(page, verdict, p, cases)
-    page.goto(site.link)
-    page.wait_for_function(AT_REST)
-    expect(page.locator("h1")).to_contain_text(said)
-    shown = page.evaluate("() => window.__viewer.nodes.filter(n => n.rank > 0).length")
+    answers(inside, verdict, p, cases)
+    inside.goto(site.link)
+    inside.wait_for_function(AT_REST)
+    expect(inside.locator("h1")).to_contain_text(said)
+    shown = inside.evaluate("() => window.__viewer.nodes.filter(n => n.rank > 0).length")
     if state in ("not searchable", "no cases"):
         assert shown == 0
-        expect(page.locator(".over-box")).to_be_in_viewport(ratio=1)
+        expect(inside.locator(".over-box")).to_be_in_viewport(ratio=1)
     else:
         assert shown == {"one case": 1, "200 cases": MANY}.get(state, 10)
-    is_well(page)
+    is_well(inside)
     for tab in ("case", "compare", "list", "query"):
-        page.locator(f"#tab-{tab}").click()
-        is_well(page)
+        inside.locator(f"#tab-{tab}").click()
+        is_well(inside)
     if shown:
-        page.locator("#tab-case").click()
-        page.locator("#case-next").click()
-        expect(page.locator("#panel-case h2")).to_have_text("Case 1")
+        inside.locator("#tab-case").click()
+        inside.locator("#case-next").click()
+        expect(inside.locator("#panel-case h2")).to_have_text("Case 1")
     if state == "bare cases":
-        expect(page.locator("#panel-case .no-picture")).to_be_visible()
-        expect(page.locator("#panel-case .facts .unknown")).to_have_count(8)
-        is_well(page)
-        page.locator("#case-compare").click()
-        is_well(page)
+        expect(inside.locator("#panel-case .no-picture")).to_be_visible()
+        expect(inside.locator("#panel-case .facts .unknown")).to_have_count(8)
+        is_well(inside)
+        inside.locator("#case-compare").click()
+        is_well(inside)
 
 
-def test_loading(site: Site, page: Page) -> None:
-    sign_in(site, page)
-    page.route(GRAPH, lambda _: None)  # never answered
-    page.goto(site.link)
-    expect(page.locator(".area")).to_have_attribute("aria-busy", "true")
-    is_well(page)
+def test_loading(site: Site, inside: Page) -> None:
+    inside.route(GRAPH, lambda _: None)  # never answered
+    inside.goto(site.link)
+    expect(inside.locator(".area")).to_have_attribute("aria-busy", "true")
+    is_well(inside)
 
 
-def test_the_plain_page(site: Site, page: Page) -> None:
-    sign_in(site, page)
-    page.goto(f"{site.link}/plain")
-    expect(page.locator(".case")).to_have_count(10)
-    is_well(page)
-    page.mouse.wheel(0, 900)
-    page.wait_for_function("() => scrollY > 100")
-    expect(page.get_by_text(NOTICE["en"])).to_be_in_viewport(ratio=1)
+def test_the_plain_page(site: Site, inside: Page) -> None:
+    inside.goto(f"{site.link}/plain")
+    expect(inside.locator(".case")).to_have_count(10)
+    is_well(inside)
+    inside.mouse.wheel(0, 900)
+    inside.wait_for_function("() => scrollY > 100")
+    expect(inside.get_by_text(NOTICE["en"])).to_be_in_viewport(ratio=1)
 
 
 def test_the_door_of_a_link(site: Site, page: Page) -> None:
@@ -190,37 +200,35 @@ def test_sign_in(site: Site, page: Page) -> None:
     is_well(page)
 
 
-def test_an_unknown_link(site: Site, page: Page) -> None:
-    sign_in(site, page)
+def test_an_unknown_link(site: Site, inside: Page) -> None:
     for address in (f"/v/q/{NOWHERE}", f"/v/r/{NOWHERE}"):  # made by the page's script; by the node
-        page.goto(site.node.url + address)
-        expect(page.locator("h1")).to_have_text("This link leads nowhere")
-        is_well(page)
+        inside.goto(site.node.url + address)
+        expect(inside.locator("h1")).to_have_text("This link leads nowhere")
+        is_well(inside)
 
 
-def test_an_upload_under_way_and_one_that_failed(site: Site, page: Page) -> None:
-    sign_in(site, page)
-    page.goto(f"{site.node.url}/v/")
-    is_well(page)
-    page.locator("#pick-files").set_input_files([{"name": "a.svg", "mimeType": "image/png", "buffer": b"<svg/>"}])
-    page.locator("#start").click()
-    expect(page.locator("#again")).to_be_in_viewport(ratio=1)
-    expect(page.locator(".message")).to_contain_text("not a kind of file")
-    is_well(page)
-    page.route(re.compile(r"/queries/\w+"), lambda _: None)  # no word of how far it is
-    page.locator("#again").click()
-    page.locator("#pick-files").set_input_files([str(p) for p in site.study])
-    page.locator("#start").click()
-    expect(page.locator(".step-done").first).to_be_visible()
-    expect(page.locator("#cancel")).to_be_in_viewport(ratio=1)
-    is_well(page)
+def test_an_upload_under_way_and_one_that_failed(site: Site, inside: Page) -> None:
+    inside.goto(f"{site.node.url}/v/")
+    is_well(inside)
+    inside.locator("#pick-files").set_input_files([{"name": "a.svg", "mimeType": "image/png", "buffer": b"<svg/>"}])
+    inside.locator("#start").click()
+    expect(inside.locator("#again")).to_be_in_viewport(ratio=1)
+    expect(inside.locator(".message")).to_contain_text("not a kind of file")
+    is_well(inside)
+    inside.route(re.compile(r"/queries/\w+"), lambda _: None)  # no word of how far it is
+    inside.locator("#again").click()
+    inside.locator("#pick-files").set_input_files([str(p) for p in site.study])
+    inside.locator("#start").click()
+    expect(inside.locator(".step-done").first).to_be_visible()
+    expect(inside.locator("#cancel")).to_be_in_viewport(ratio=1)
+    is_well(inside)
 
 
-def test_an_expired_link(site: Site, browser: Browser) -> None:
+def test_an_expired_link(site: Site, cookies: list[Any]) -> None:
     """Last: no test after it may use the answer's link."""
     pages = [site.page(size, bypass_csp=True) for size in SIZES.values()]
     for page in pages:
-        sign_in(site, page)
+        page.context.add_cookies(cookies)
         page.goto(site.link)
         page.wait_for_function(AT_REST)
     site.node.stop()
