@@ -56,6 +56,7 @@ export class Pane {
       this.message,
     );
     this.slider.className = 'pane-slider';
+    this.slider.setAttribute('aria-label', t('compare.slice')); // a pane without a series has a name too
     this.root = h('div', { class: 'pane' }, title, this.stage, this.slider);
     this.listen();
   }
