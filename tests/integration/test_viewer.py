@@ -46,7 +46,9 @@ from dicomnode.testing import Pacs, RunningNode, sample_repository, sample_study
 
 PATIENTS = 22  # fewer than 20 would be "repository too small"
 XSS = "<img src=x onerror='window.pwned=1'><script>window.pwned=1</script>"
-SHORT_XSS = "<b id=pwned>"  # for 16 characters; makes window.pwned
+# Each its own, as nothing that is kept may hold what names the patient; 16 characters where no more are allowed.
+SHORT_XSS, LONG_XSS = "<IMG SRC=X{}>", "<img src=x{} onerror=window.pwned=1>"
+SHORT = ("AE", "CS", "PN", "SH")
 RTL = "التهاب رئوي حاد مع انصباب جنبي واسم طويل جدا " * 4
 STRINGS = ("AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT")
 ABSENT = (
@@ -91,9 +93,9 @@ def plant_markup(folder: Path) -> None:
         ds = dcmread(path)
         for keyword in ABSENT:
             setattr(ds, keyword, "")
-        for element in ds:
+        for n, element in enumerate(ds):
             if element.VR in STRINGS and element.keyword not in CODES:
-                element.value = SHORT_XSS if element.VR in ("AE", "CS", "SH") else XSS[:64]
+                element.value = (SHORT_XSS if element.VR in SHORT else LONG_XSS).format(n)
         ds.save_as(path)
 
 
@@ -466,7 +468,7 @@ def test_planted_markup_stays_text(site: Site) -> None:
     inert(page)
     row.get_by_role("button").click()
     expect(page.locator(".finding-name")).to_have_text(XSS)
-    expect(page.locator("#panel-case .facts")).to_contain_text(XSS[:64])  # the device's brand
+    expect(page.locator("#panel-case .facts")).to_contain_text("<img src=x")  # the device's brand
     inert(page)
     page.locator("#case-compare").click()
     page.wait_for_function("() => [...document.querySelectorAll('.pane-message')].every(m => m.hidden)")
@@ -484,7 +486,7 @@ def inert(page: Page) -> None:
     """Nothing planted has run or has become an element."""
     page.wait_for_load_state("networkidle")
     assert page.evaluate("() => window.pwned") is None
-    assert page.locator("img[src='x'], [onerror], #pwned, body script:not([src])").count() == 0
+    assert page.locator("img[src^='x' i], [onerror], body script:not([src])").count() == 0
 
 
 def test_long_right_to_left_names_keep_their_place(site: Site) -> None:
