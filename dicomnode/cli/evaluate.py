@@ -12,8 +12,6 @@ from dicomnode.cli.options import Config, Json, err, open_node, out, print_json,
 from dicomnode.errors import EXIT_FAILED, UsageError
 
 if TYPE_CHECKING:
-    from dicomnode.evaluation.labels import Checks
-    from dicomnode.evaluation.protocols import Protocol
     from dicomnode.evaluation.run import Evaluation, Options, Progress
     from dicomnode.models.embedder import Embedder
     from dicomnode.node import Node
@@ -123,10 +121,11 @@ def _of_images(
         about = " ".join(protocol.about.split())
         with open_protocol(protocol, of_protocol[1], checks) as (index, queries):
             loaded = _packs(node, packs)
-            _note_packs(protocol, loaded, checks)
+            remarks = {name: protocol.broken_by(embedder.pack.manifest.about) for name, embedder in loaded}
+            checks.notes += [f"{name}: {why}" for name, why in remarks.items() if why]
             found = evaluate(
                 protocol.name, protocol.title, index, queries, loaded,
-                rules=protocol.rules, options=options, checks=checks, progress=update,
+                rules=protocol.rules, options=options, checks=checks, remarks=remarks, progress=update,
             )  # fmt: skip
     result = found.as_json()
     if out_dir:
@@ -141,13 +140,6 @@ def _keep(folder: Path, found: Evaluation) -> None:
 
     for entry in entries_of(found):
         write_entry(folder, entry)
-
-
-def _note_packs(protocol: Protocol, packs: list[tuple[str, Embedder]], checks: Checks) -> None:
-    for name, embedder in packs:
-        why = protocol.broken_by(embedder.pack.manifest.about)
-        if why:
-            checks.notes.append(f"{name}: {why}")
 
 
 def _packs(node: Node, named: list[str]) -> list[tuple[str, Embedder]]:

@@ -17,6 +17,7 @@ from dicomnode.evaluation.plots import draw_curves, draw_map
 from dicomnode.evaluation.report import render
 from dicomnode.evaluation.run import Evaluation
 
+MAP_CAPTION = "The index as a map (images that a pack was trained on lie farther apart than new ones would)"
 RESULT, PAGE, TABLE = "evaluation.json", "report.html", "tables.md"
 
 
@@ -43,7 +44,7 @@ def write_evaluation(out: Path, evaluation: Evaluation, result: Mapping[str, Any
             evaluation.vectors, evaluation.labels, f"The index as {evaluation.packs[0].name} sees it", out / "map"
         ),
     ]
-    pictures = [("Precision and recall at k", out / "curves.png"), ("The index as a map", out / "map.png")]
+    pictures = [("Precision and recall at k", out / "curves.png"), (MAP_CAPTION, out / "map.png")]
     return [*made, *write_result(out, result, pictures, about)]
 
 

@@ -61,6 +61,7 @@ def draw_curves(rows: Sequence[Summary], title: str, target: Path) -> list[Path]
         axes[1][column].set_xlabel("k, number of results")
     for line, what in enumerate(("precision", "recall")):
         axes[line][0].set_ylabel(f"{what} at k")
+        axes[line][0].set_ylim(0, 1 if what == "precision" else _top(rows, groups[:across]))  # shared by the row
     figure.suptitle(title, fontsize=13)
     figure.legend(
         lines, [_shown(r) for r in rows], loc="outside lower center", ncols=min(3, len(rows)), frameon=False, fontsize=9
@@ -71,6 +72,12 @@ def draw_curves(rows: Sequence[Summary], title: str, target: Path) -> list[Path]
     figure.savefig(made[1], metadata={"Date": None})
     _write_csv(rows, made[2])
     return made
+
+
+def _top(rows: Sequence[Summary], groups: Sequence[str]) -> float:
+    """A little over the highest recall shown."""
+    highest = max(max(r.curves[g]["recall"]) for r in rows for g in groups if g in r.curves)
+    return min(1.02, 1.06 * highest)
 
 
 def _beside(target: Path, suffix: str) -> Path:
@@ -84,10 +91,9 @@ def _shown(row: Summary) -> str:
 def _panel(ax: Axes, rows: Sequence[Summary], group: str, what: str) -> list[Line2D]:
     ks = np.arange(1, MAX_K + 1)
     lines = []
-    counts = {"pack": 0, "control": 0}
+    names = {kind: sorted(r.method for r in rows if r.kind == kind) for kind in ("pack", "control")}
     for row in rows:
-        n = counts[row.kind]
-        counts[row.kind] += 1
+        n = names[row.kind].index(row.method)  # a method keeps its colour whatever its place in the table
         values = row.curves.get(group, {}).get(what, [float("nan")] * MAX_K)
         if row.kind == "pack":
             (line,) = ax.plot(
@@ -100,7 +106,6 @@ def _panel(ax: Axes, rows: Sequence[Summary], group: str, what: str) -> list[Lin
         lines.append(line)
     ax.set_xlim(1, MAX_K)
     ax.set_xticks([1, 10, 20, 30, 40, 50])
-    ax.set_ylim(0, 1 if what == "precision" else None)
     ax.grid(color="#DDDDDD", linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(colors=GREY)

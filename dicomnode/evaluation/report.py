@@ -61,12 +61,24 @@ def plain_words(result: Mapping[str, Any]) -> list[str]:
             said.append(f"{first['name']} is WORSE than {name} ({what} {shown}).")
         else:
             said.append(f"{first['name']} is not shown to be better than {name} ({what} {shown}).")
-    raw = next((c for c in result["controls"] if "raw" in c["name"]), None)
-    for label, figures in first["by_class"].items():
-        other = raw["by_class"].get(label) if raw else None
-        if other and figures["precision"]["10"]["mean"] is not None:
-            ours, theirs = figures["precision"]["10"], other["precision"]["10"]
-            said.append(f"Queries with label {label}: P@10 {interval(ours)}, raw pixels {interval(theirs)}.")
+    return [*said, *_by_class(result)]
+
+
+def _by_class(result: Mapping[str, Any]) -> list[str]:
+    """For each class the first pack's P@10, and the control that comes nearest or above."""
+    said = []
+    for label, figures in result["packs"][0]["by_class"].items():
+        ours = figures["precision"]["10"]
+        theirs = [
+            (c["by_class"][label]["precision"]["10"], c["name"].removeprefix("control: "))
+            for c in result["controls"]
+            if label in c["by_class"] and c["by_class"][label]["precision"]["10"]["mean"] is not None
+        ]
+        if ours["mean"] is None or not theirs:
+            continue
+        best, name = max(theirs, key=lambda t: float(t[0]["mean"]))
+        how = "which is more" if best["mean"] > ours["mean"] else "the best control"
+        said.append(f"Queries with label {label}: P@10 {interval(ours)}; {name} reaches {interval(best)}, {how}.")
     return said
 
 

@@ -150,6 +150,7 @@ def evaluate(
     rules: Rules | None = None,
     options: Options | None = None,
     checks: Checks | None = None,
+    remarks: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure packs and all controls.
@@ -158,6 +159,7 @@ def evaluate(
     ----------
     index, queries : labelled rows.
     packs : names and loaded packs; the controls that need a network use the first.
+    remarks : what a reader must know of a pack's row, by the pack's name.
     progress : told (images done, images in all).
 
     Raises
@@ -182,7 +184,8 @@ def evaluate(
     if near[0]:
         does = "closed to their queries" if rules.close_near else "left open, as the protocol says"
         checks.notes.append(f"{near[0]} near copies of {near[1]} queries are in the index under other patients: {does}")
-    measured = [_measure_pack(task, pack_name, embedder, of_index, of_queries) for pack_name, embedder in packs]
+    said = remarks or {}
+    measured = [_measure_pack(task, n, e, of_index, of_queries, said.get(n, "")) for n, e in packs]
     shuffled = _permuted(task, packs[0][1], of_index[packs[0][0]], of_queries[packs[0][0]], options.seeds)
     others = _controls(task, of_index, of_queries, options)
     log.info("evaluated", slices=len(queries), seconds=round(time.monotonic() - began, 1))
@@ -260,7 +263,7 @@ def _features(
     return used, {name: np.concatenate(found) for name, found in parts.items()}
 
 
-def _measure_pack(task: Task, name: str, embedder: Embedder, index: Features, queries: Features) -> Method:
+def _measure_pack(task: Task, name: str, embedder: Embedder, index: Features, queries: Features, note: str) -> Method:
     began = time.monotonic()
     with index_ranker(embedder.model_id, index[name], queries[name]) as ranker:
         table = task.measure(ranker)
@@ -268,7 +271,7 @@ def _measure_pack(task: Task, name: str, embedder: Embedder, index: Features, qu
     training = manifest.about.get("training", {}) if isinstance(manifest.about, Mapping) else {}
     recipe = {"model_id": manifest.model_id, "status": manifest.status, "training": training}
     seed = training.get("seed", 0) if isinstance(training, Mapping) else 0
-    return Method(name, "pack", (table,), (int(seed),), recipe=recipe, seconds=time.monotonic() - began)
+    return Method(name, "pack", (table,), (int(seed),), note, recipe, seconds=time.monotonic() - began)
 
 
 def _permuted(task: Task, embedder: Embedder, index: Vectors, queries: Vectors, seeds: int) -> Method:

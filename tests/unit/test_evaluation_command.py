@@ -124,3 +124,24 @@ def test_wrong_input_is_one_line_and_1(files, tmp_path):
         said = run("evaluate", *arguments, "--config", settings)
         assert said.code == 1, said.err
         assert line in said.error()
+
+
+def test_a_pack_outside_the_protocol_is_marked_in_its_row(files, tmp_path):
+    index, queries = files
+    text = f"""
+title = "Mine"
+about = "Phantoms."
+kind = "labels"
+not_trained_on = ["COVID-CT"]
+[index]
+file = {json.dumps(str(index))}
+[queries]
+file = {json.dumps(str(queries))}
+"""
+    (tmp_path / "mine.toml").write_text(text)
+    settings = write_settings(tmp_path)
+    said = run("evaluate", "--protocol", tmp_path / "mine.toml", "--data", tmp_path, "--json", "--config", settings)
+    assert said.code == 0, said.err
+    found = said.json()
+    assert found["protocol"] == "mine"
+    assert found["packs"][0]["note"].startswith("outside the protocol: this pack was trained on COVID-CT")
