@@ -12,8 +12,9 @@ from dicomnode.cli.options import Config, Json, err, open_node, out, print_json,
 from dicomnode.errors import EXIT_FAILED, UsageError
 
 if TYPE_CHECKING:
+    from dicomnode.evaluation.candidates import Candidate
+    from dicomnode.evaluation.protocols import Protocol
     from dicomnode.evaluation.run import Evaluation, Options, Progress
-    from dicomnode.models.embedder import Embedder
     from dicomnode.node import Node
 
 _MODES = "--index with --queries, --protocol with --data, --repository, or --ledger with --out"
@@ -120,12 +121,11 @@ def _of_images(
         protocol = find_protocol(of_protocol[0])
         about = " ".join(protocol.about.split())
         with open_protocol(protocol, of_protocol[1], checks) as (index, queries):
-            loaded = _packs(node, packs)
-            remarks = {name: protocol.broken_by(embedder.pack.manifest.about) for name, embedder in loaded}
-            checks.notes += [f"{name}: {why}" for name, why in remarks.items() if why]
+            loaded = _packs(node, packs, protocol)
+            checks.notes += [f"{c.name}: {c.note}" for c in loaded if c.note]
             found = evaluate(
                 protocol.name, protocol.title, index, queries, loaded,
-                rules=protocol.rules, options=options, checks=checks, remarks=remarks, progress=update,
+                rules=protocol.rules, options=options, checks=checks, progress=update,
             )  # fmt: skip
     result = found.as_json()
     if out_dir:
@@ -142,16 +142,17 @@ def _keep(folder: Path, found: Evaluation) -> None:
         write_entry(folder, entry)
 
 
-def _packs(node: Node, named: list[str]) -> list[tuple[str, Embedder]]:
-    """Names and loaded packs; the active one where none is named."""
+def _packs(node: Node, named: list[str], protocol: Protocol | None = None) -> list[Candidate]:
+    """The packs that are named, else the active one; with a note on those that do not follow the protocol."""
+    from dicomnode.evaluation.candidates import of_pack
     from dicomnode.models.embedder import Embedder
     from dicomnode.models.manifest import find_pack
     from dicomnode.node import packs_folder
 
-    if not named:
-        return [(node.pack_dir.name, node.embedder)]
     folders = [find_pack(name, (packs_folder(), node.data_dir / "packs")) for name in named]
-    return [(folder.name, Embedder.load(folder, node.settings.models.device)) for folder in folders]
+    loaded = [(folder.name, Embedder.load(folder, node.settings.models.device)) for folder in folders]
+    loaded = loaded or [(node.pack_dir.name, node.embedder)]
+    return [of_pack(n, e, protocol.broken_by(e.pack.manifest.about) if protocol else "") for n, e in loaded]
 
 
 def _of_repository(node: Node, out_dir: Path | None, json: bool) -> dict[str, Any]:

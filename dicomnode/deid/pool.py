@@ -12,10 +12,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicomnode.deid import options as deid_options
+from dicomnode.deid.interrupts import interrupts_blocked, interrupts_held
 from dicomnode.deid.pseudonym import Subject
 from dicomnode.errors import DeidError, DicomnodeError, QuarantineError, StorageFull
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:  # the engine is heavy and needed in the workers only
 FILES_PER_WORKER = (
     200  # then the workers are replaced; a start costs about one file's time in each (benchmarks/deid_speed.py)
 )
+POLL_S = 0.2  # between two looks whether Ctrl-C was pressed
 _log = structlog.get_logger(__name__)
 
 
@@ -147,20 +151,24 @@ class DeidPool:
     def run(self, tasks: Sequence[DeidTask]) -> list[DeidResult | DicomnodeError]:
         """De-identify and audit every file; outcomes in the order of ``tasks``, errors as values.
 
-        ``dst`` exists exactly where the outcome is a ``DeidResult``.
+        ``dst`` exists exactly where the outcome is a ``DeidResult``. Ctrl-C in the main thread ends the run with
+        ``KeyboardInterrupt`` once the files in hand are done.
         """
         outcomes: dict[int, DeidResult | DicomnodeError] = {}
         waiting = list(range(len(tasks)))
-        while waiting:
-            batch = waiting[: self._limit - self._used]
-            waiting = waiting[len(batch) :]
-            outcomes |= self._batch(tasks, batch)
-            if self._used >= self._limit:
-                self.close()
-            outcomes |= self._one_by_one(tasks, [number for number in batch if number not in outcomes])
+        with interrupts_held() as check:
+            while waiting:
+                batch = waiting[: self._limit - self._used]
+                waiting = waiting[len(batch) :]
+                outcomes |= self._batch(tasks, batch, check)
+                if self._used >= self._limit:
+                    self.close()
+                outcomes |= self._one_by_one(tasks, [number for number in batch if number not in outcomes], check)
         return [outcomes[number] for number in range(len(tasks))]
 
-    def _batch(self, tasks: Sequence[DeidTask], batch: list[int]) -> dict[int, DeidResult | DicomnodeError]:
+    def _batch(
+        self, tasks: Sequence[DeidTask], batch: list[int], check: Callable[[], None]
+    ) -> dict[int, DeidResult | DicomnodeError]:
         """Outcomes of a batch; without those that a dying worker took along."""
         if self._executor is None:
             self._executor = _executor(self._workers)
@@ -169,7 +177,7 @@ class DeidPool:
             futures = {number: self._executor.submit(_work, self._setup, tasks[number]) for number in batch}
             self._used += len(batch)
             for number, future in futures.items():
-                done[number] = _outcome(future)
+                done[number] = _outcome(future, check)
         except BrokenProcessPool:
             _log.warning("deid_worker_died", files=len(batch) - len(done))
             self.close()
@@ -179,14 +187,16 @@ class DeidPool:
             raise
         return done
 
-    def _one_by_one(self, tasks: Sequence[DeidTask], left: list[int]) -> dict[int, DeidResult | DicomnodeError]:
+    def _one_by_one(
+        self, tasks: Sequence[DeidTask], left: list[int], check: Callable[[], None]
+    ) -> dict[int, DeidResult | DicomnodeError]:
         """What a dying worker took along, with one file in flight at a time, so that the deadly one shows."""
         done: dict[int, DeidResult | DicomnodeError] = {}
         while len(done) < len(left):
             with _executor(1) as executor:
                 for number in left[len(done) :]:
                     try:
-                        done[number] = _outcome(executor.submit(_work, self._setup, tasks[number]))
+                        done[number] = _outcome(executor.submit(_work, self._setup, tasks[number]), check)
                     except BrokenProcessPool:
                         line, advice = "the worker died on this file twice", "look at the object with its sender"
                         done[number] = DeidError(line, advice=advice)
@@ -194,7 +204,10 @@ class DeidPool:
         return done
 
 
-def _outcome(future: Future[DeidResult | _Failure]) -> DeidResult | DicomnodeError:
+def _outcome(future: Future[DeidResult | _Failure], check: Callable[[], None]) -> DeidResult | DicomnodeError:
+    check()
+    while not wait_for([future], POLL_S).done:
+        check()
     outcome = future.result()
     return outcome.error() if isinstance(outcome, _Failure) else outcome
 
@@ -206,6 +219,8 @@ def _executor(workers: int) -> ProcessPoolExecutor:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["dicomnode.deid.engine", "dicomnode.deid.recipe"])
+    with interrupts_blocked():  # so that a worker does not get Ctrl-C before it can say that it ignores it
+        forkserver.ensure_running()
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_the_owner)
 
 

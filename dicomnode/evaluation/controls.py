@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from dicomnode.errors import InputError
+from dicomnode.evaluation.candidates import Extractor, Pixels, Vectors
 from dicomnode.evaluation.labels import METADATA, Row, numbers
 from dicomnode.evaluation.metrics import Bools, Floats
 from dicomnode.models.embedder import Embedder
@@ -32,10 +32,6 @@ BORDER = 28  # pixels of each side that the border control keeps: an eighth of 2
 BATCH = 16
 NORM_BATCHES = 4  # from which the batch norms of a random network take their statistics
 NUMERIC = ("width", "height")
-
-Pixels = npt.NDArray[np.float32]
-Vectors = npt.NDArray[np.float32]
-Extractor = Callable[[Pixels], Vectors]  # prepared images [n, 224, 224] -> features [n, d]
 
 
 def small(images: Pixels) -> Vectors:
@@ -174,11 +170,6 @@ def _otsu(image: Pixels) -> float:
     both = below * (1 - below)
     between = np.divide((mass[-1] * below - mass) ** 2, both, out=np.zeros_like(both), where=both > 0)
     return float(edges[int(between.argmax()) + 1])
-
-
-def can_be_drawn_anew(embedder: Embedder) -> bool:
-    """Whether a pack's network can be given random weights: those of CE-Net and Xception; others are graphs."""
-    return isinstance(embedder.pack.network, EmbeddingNet)
 
 
 def random_twin(embedder: Embedder, images: Pixels, seed: int) -> Extractor:

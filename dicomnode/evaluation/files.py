@@ -16,6 +16,7 @@ from dicomnode.evaluation import ledger
 from dicomnode.evaluation.plots import draw_curves, draw_map
 from dicomnode.evaluation.report import render
 from dicomnode.evaluation.run import Evaluation
+from dicomnode.evaluation.summaries import markdown, summaries
 
 MAP_CAPTION = "The index as a map (images that a pack was trained on lie farther apart than new ones would)"
 RESULT, PAGE, TABLE = "evaluation.json", "report.html", "tables.md"
@@ -39,7 +40,7 @@ def check_out(out: Path) -> None:
 def write_evaluation(out: Path, evaluation: Evaluation, result: Mapping[str, Any], about: str) -> list[Path]:
     """Figures, page and JSON of one evaluation; the JSON last, so that a folder with it is whole."""
     made = [
-        *draw_curves(ledger.summaries(ledger.entries_of(evaluation)), evaluation.title, out / "curves"),
+        *draw_curves(summaries(ledger.entries_of(evaluation)), evaluation.title, out / "curves"),
         *draw_map(
             evaluation.vectors, evaluation.labels, f"The index as {evaluation.packs[0].name} sees it", out / "map"
         ),
@@ -70,8 +71,12 @@ def write_result(
     return [page, data]
 
 
-def write_ledger_report(out: Path, folder: Path) -> tuple[str, list[Path]]:
+def write_ledger_report(out: Path, folder: Path, reference: str | None = None) -> tuple[str, list[Path]]:
     """Tables and one figure a protocol from a ledger; the tables as text, and what was written.
+
+    Parameters
+    ----------
+    reference : the method that the others are compared to (``summaries.summaries``).
 
     Raises
     ------
@@ -79,13 +84,13 @@ def write_ledger_report(out: Path, folder: Path) -> tuple[str, list[Path]]:
         The ledger cannot be read, or holds entries that cannot be compared.
     """
     entries = ledger.read_ledger(folder)
-    text = ledger.markdown(entries)
+    text = markdown(entries, reference)
     made = []
     groups: dict[str, list[ledger.Entry]] = defaultdict(list)
     for entry in entries:
         groups[entry["protocol"]].append(entry)
     for protocol, group in groups.items():
-        made += draw_curves(ledger.summaries(group), group[0]["title"], out / f"{protocol}-curves")
+        made += draw_curves(summaries(group, reference), group[0]["title"], out / f"{protocol}-curves")
     table = out / TABLE
     table.write_text(text, encoding="utf-8")
     return text, [*made, table]

@@ -17,8 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from dicomnode.evaluation.ledger import Summary
 from dicomnode.evaluation.metrics import MAX_K
+from dicomnode.evaluation.summaries import Summary
 
 PACK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 CONTROL_COLOURS = ("#555555", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from dicomnode.evaluation.ledger import interval
+from dicomnode.evaluation.summaries import interval
 
 COLUMNS = (
     ("P@1", ("precision", "1")),

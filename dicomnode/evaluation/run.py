@@ -18,12 +18,12 @@ import structlog
 
 from dicomnode.errors import InputError, UsageError
 from dicomnode.evaluation import controls, metrics
-from dicomnode.evaluation.controls import Extractor, Pixels, Vectors
+from dicomnode.evaluation.candidates import Candidate, Extractor, Pixels, Vectors
 from dicomnode.evaluation.labels import Checks, Row, check_pair, prepared
 from dicomnode.evaluation.metrics import PerQuery
 from dicomnode.evaluation.rank import cosine_ranker, distance_ranker, index_ranker
 from dicomnode.evaluation.task import Ranker, Rules, Task
-from dicomnode.models.embedder import Embedder
+from dicomnode.models.packing import MAX_DIM
 
 log = structlog.get_logger(__name__)
 
@@ -69,10 +69,17 @@ class Options:
     ----------
     lung_model : checkpoint of a CE-Net that finds the lungs for the masked control; None: a classical segmentation.
     seeds : runs of the controls that draw something at random.
+    first_seed : of those runs.
     """
 
     lung_model: Path | None = None
     seeds: int = 1
+    first_seed: int = 0
+
+    @property
+    def drawn(self) -> tuple[int, ...]:
+        """The seeds of those runs."""
+        return tuple(range(self.first_seed, self.first_seed + self.seeds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +152,11 @@ def evaluate(
     title: str,
     index: Sequence[Row],
     queries: Sequence[Row],
-    packs: Sequence[tuple[str, Embedder]],
+    packs: Sequence[Candidate],
     *,
     rules: Rules | None = None,
     options: Options | None = None,
     checks: Checks | None = None,
-    remarks: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure packs and all controls.
@@ -158,8 +164,7 @@ def evaluate(
     Parameters
     ----------
     index, queries : labelled rows.
-    packs : names and loaded packs; the controls that need a network use the first.
-    remarks : what a reader must know of a pack's row, by the pack's name.
+    packs : what is measured; the controls that need a network use the first.
     progress : told (images done, images in all).
 
     Raises
@@ -173,7 +178,7 @@ def evaluate(
     began = time.monotonic()
     check_pair(index, queries, checks, place=name)
     find = controls.cenet_lungs(options.lung_model) if options.lung_model else controls.classical_lungs
-    extractors = _extractors(packs, find, _calibration(index), options.seeds)
+    extractors = _extractors(packs, find, index, options.drawn)
     total = len(index) + len(queries)
     tell = progress or (lambda _done, _total: None)
     index, of_index = _features(index, extractors, checks, lambda done: tell(done, total))
@@ -184,10 +189,10 @@ def evaluate(
     if near[0]:
         does = "closed to their queries" if rules.close_near else "left open, as the protocol says"
         checks.notes.append(f"{near[0]} near copies of {near[1]} queries are in the index under other patients: {does}")
-    said = remarks or {}
-    measured = [_measure_pack(task, n, e, of_index, of_queries, said.get(n, "")) for n, e in packs]
-    shuffled = _permuted(task, packs[0][1], of_index[packs[0][0]], of_queries[packs[0][0]], options.seeds)
-    others = _controls(task, of_index, of_queries, options)
+    measured = [_measure(task, c, of_index[c.name], of_queries[c.name]) for c in packs]
+    first = packs[0]
+    shuffled = _permuted(task, first, of_index[first.name], of_queries[first.name], options.drawn)
+    others = _controls(task, first, of_index, of_queries, options)
     log.info("evaluated", slices=len(queries), seconds=round(time.monotonic() - began, 1))
     classes, counts = np.unique([r.label for r in index], return_counts=True)
     return Evaluation(
@@ -202,7 +207,7 @@ def evaluate(
         near_pairs=near[0],
         near_queries=near[1],
         checks=checks,
-        vectors=of_index[packs[0][0]],
+        vectors=of_index[first.name],
         labels=np.array([r.label for r in index]),
         seconds=time.monotonic() - began,
     )
@@ -218,21 +223,19 @@ def _calibration(index: Sequence[Row]) -> Pixels:
 
 
 def _extractors(
-    packs: Sequence[tuple[str, Embedder]],
-    find: Callable[[Pixels], metrics.Bools],
-    calibration: Pixels,
-    seeds: int,
+    packs: Sequence[Candidate], find: Callable[[Pixels], metrics.Bools], index: Sequence[Row], seeds: tuple[int, ...]
 ) -> dict[str, Extractor]:
-    names = [name for name, _ in packs]
+    names = [c.name for c in packs]
     if len(set(names)) < len(names):
         raise UsageError(f"two packs have the name {max(names, key=names.count)!r}", place="--pack")
-    first = packs[0][1]
-    found: dict[str, Extractor] = {name: embedder.embed for name, embedder in packs}
+    first = packs[0]
+    found: dict[str, Extractor] = {c.name: c.embed for c in packs}
     found |= {SMALL: controls.small, HISTOGRAM: controls.histogram, MEAN: controls.intensity}
     found[MASKED] = lambda images: first.embed(controls.lungs_masked(images, find))
     found[BORDER] = lambda images: first.embed(controls.border_only(images))
-    if controls.can_be_drawn_anew(first):
-        found |= {f"{RANDOM} {seed}": controls.random_twin(first, calibration, seed) for seed in range(seeds)}
+    if first.twin is not None:
+        calibration = _calibration(index)
+        found |= {f"{RANDOM} {seed}": controls.random_twin(first.twin, calibration, seed) for seed in seeds}
     return found
 
 
@@ -263,29 +266,27 @@ def _features(
     return used, {name: np.concatenate(found) for name, found in parts.items()}
 
 
-def _measure_pack(task: Task, name: str, embedder: Embedder, index: Features, queries: Features, note: str) -> Method:
+def _measure(task: Task, candidate: Candidate, index: Vectors, queries: Vectors) -> Method:
     began = time.monotonic()
-    with index_ranker(embedder.model_id, index[name], queries[name]) as ranker:
-        table = task.measure(ranker)
-    manifest = embedder.pack.manifest
-    training = manifest.about.get("training", {}) if isinstance(manifest.about, Mapping) else {}
-    recipe = {"model_id": manifest.model_id, "status": manifest.status, "training": training}
-    seed = training.get("seed", 0) if isinstance(training, Mapping) else 0
-    return Method(name, "pack", (table,), (int(seed),), note, recipe, seconds=time.monotonic() - began)
+    if index.shape[1] > MAX_DIM:  # longer than any pack's: no store takes it, the search is the same
+        table = task.measure(cosine_ranker(index, queries))
+    else:
+        with index_ranker(candidate.model_id, index, queries) as ranker:
+            table = task.measure(ranker)
+    seconds = time.monotonic() - began
+    return Method(candidate.name, "pack", (table,), (candidate.seed,), candidate.note, candidate.recipe, seconds)
 
 
-def _permuted(task: Task, embedder: Embedder, index: Vectors, queries: Vectors, seeds: int) -> Method:
+def _permuted(task: Task, first: Candidate, index: Vectors, queries: Vectors, seeds: tuple[int, ...]) -> Method:
     began, tables = time.monotonic(), []
-    with index_ranker(embedder.model_id, index, queries) as ranker:
+    with index_ranker(first.model_id, index, queries) as ranker:
         ranker = _remembered(ranker)
-        for seed in range(seeds):
+        for seed in seeds:
             rng = np.random.default_rng(seed)
             drawn = [task.measure(ranker, rng.permutation(len(task.index))) for _ in range(SHUFFLES)]
             tables.append(metrics.mean_of(drawn))
     note = f"the first pack's ranking; relevance of the index rows permuted, mean of {SHUFFLES} permutations a seed"
-    return Method(
-        _control(PERMUTED), "control", tuple(tables), tuple(range(seeds)), note, seconds=time.monotonic() - began
-    )
+    return Method(_control(PERMUTED), "control", tuple(tables), seeds, note, seconds=time.monotonic() - began)
 
 
 def _remembered(ranker: Ranker) -> Ranker:
@@ -300,7 +301,7 @@ def _remembered(ranker: Ranker) -> Ranker:
     return ranked
 
 
-def _controls(task: Task, index: Features, queries: Features, options: Options) -> list[Method]:
+def _controls(task: Task, first: Candidate, index: Features, queries: Features, options: Options) -> list[Method]:
     def made(what: str, rankers: Sequence[Ranker], note: str, seeds: tuple[int, ...] = (0,)) -> Method:
         began = time.monotonic()
         tables = tuple(task.measure(r) for r in rankers)
@@ -310,8 +311,13 @@ def _controls(task: Task, index: Features, queries: Features, options: Options) 
         return [cosine_ranker(index[what], queries[what])]
 
     a, b, names = controls.metadata(task.index, task.queries, (index[MEAN], queries[MEAN]))
-    how = f"CE-Net of {options.lung_model}" if options.lung_model else "a classical segmentation (no --lung-model)"
-    seeds = tuple(range(options.seeds))
+    how = (
+        f"a CE-Net ({options.lung_model.parent.name})"
+        if options.lung_model
+        else "a classical segmentation (no --lung-model)"
+    )
+    own = (first.seed,)  # of the controls that are the first pack on other images
+    seeds = options.drawn
     drawn = [f"{RANDOM} {s}" for s in seeds if f"{RANDOM} {s}" in index]  # none of a pack of another kind
     twins = [cosine_ranker(index[name], queries[name]) for name in drawn]
     return [
@@ -323,8 +329,8 @@ def _controls(task: Task, index: Features, queries: Features, options: Options) 
             if twins
             else []
         ),
-        made(MASKED, cosine(MASKED), f"the first pack; lungs found by {how}"),
-        made(BORDER, cosine(BORDER), f"the first pack; only the outer {controls.BORDER} of 224 pixels"),
+        made(MASKED, cosine(MASKED), f"the first pack; lungs found by {how}", own),
+        made(BORDER, cosine(BORDER), f"the first pack; only the outer {controls.BORDER} of 224 pixels", own),
     ]
 
 

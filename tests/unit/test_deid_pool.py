@@ -16,6 +16,7 @@ import pytest
 from planted import base_ct, plant
 from pydicom import dcmread
 
+from dicomnode.deid.interrupts import interrupts_held
 from dicomnode.deid.pool import DeidPool, DeidTask
 from dicomnode.deid.pseudonym import Subject
 from dicomnode.deid.result import DeidResult
@@ -176,15 +177,43 @@ if __name__ == "__main__":
     subject = Subject(Pseudonym("DN-ABCDEFGH23"), -100)
     with DeidPool([], bytes(32), workers=2, fsync=False) as pool:
         pool.run([DeidTask(src, folder / "first.dcm", subject)])
-        print("begun", flush=True)
         try:
+            print("begun", flush=True)
             pool.run([DeidTask(src, folder / f"{n}.dcm", subject) for n in range(5000)])
         except KeyboardInterrupt:
             sys.exit(130)
 """
 
+FORGOTTEN = """
+import os, signal
+from dicomnode.deid.interrupts import interrupts_held
 
-def test_ctrl_c_ends_a_run_soon_and_without_a_word_from_its_workers(tmp_path: Path) -> None:
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+with interrupts_held() as check:
+    Finalized()  # CPython calls __del__ here, and forgets what it raises
+    print("goes on", flush=True)
+    check()
+    print("never", flush=True)
+"""
+
+
+def test_ctrl_c_within_a_finalizer_is_not_forgotten() -> None:
+    done = subprocess.run([sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "goes on\n")
+    assert "KeyboardInterrupt" in done.stderr
+
+
+def test_ctrl_c_that_nobody_asked_for_is_raised_at_the_end() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.3])  # while a worker is being started too
+def test_ctrl_c_ends_a_run_soon_and_without_a_word_from_its_workers(tmp_path: Path, after: float) -> None:
     (tmp_path / "owner.py").write_text(INTERRUPTED)
     (task,) = tasks(tmp_path, 1)
     (tmp_path / "out").mkdir()
@@ -193,7 +222,7 @@ def test_ctrl_c_ends_a_run_soon_and_without_a_word_from_its_workers(tmp_path: Pa
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as owner:
         assert owner.stdout is not None and owner.stderr is not None
         assert owner.stdout.readline() == "begun\n"
-        time.sleep(0.3)
+        time.sleep(after)
         os.killpg(owner.pid, signal.SIGINT)  # a terminal's Ctrl-C: every process of the group gets it
         assert owner.wait(20) == 130
         assert owner.stderr.read() == ""

@@ -18,6 +18,7 @@ from dicomnode.evaluation.labels import Checks
 from dicomnode.evaluation.plots import plane
 from dicomnode.evaluation.report import plain_words
 from dicomnode.evaluation.run import Evaluation, Method
+from dicomnode.evaluation.summaries import markdown, summaries
 from dicomnode.evaluation.task import Rules
 
 QUERIES = 24
@@ -122,7 +123,7 @@ class TestEntries:
 
 class TestTables:
     def test_a_line_of_several_seeds_has_their_mean_interval_and_spread(self, folder):
-        rows = {r.method: r for r in ledger.summaries(ledger.read_ledger(folder))}
+        rows = {r.method: r for r in summaries(ledger.read_ledger(folder))}
         random = rows["control: random weights"]
         both = metrics.mean_of([a_table(0.5, 2), a_table(0.5, 3)])
         expected = metrics.row_of("x", both)
@@ -131,17 +132,29 @@ class TestTables:
         assert random.figures["precision@10"]["ci"] == pytest.approx(expected["precision"]["10"]["ci"], abs=2e-4)
         means = [float(metrics.macro(t.ap, t.classes)) for t in (a_table(0.5, 2), a_table(0.5, 3))]
         assert random.spread["ap"] == pytest.approx([min(means), max(means)], abs=1e-4)
-        assert rows["good"].difference is None
+        assert rows["good"].differences is None
         paired = metrics.difference(a_table(0.9), both)
-        assert random.difference["mean"] == pytest.approx(paired["mean"], abs=2e-4)
-        assert random.difference["ci"] == pytest.approx(paired["ci"], abs=2e-4)
+        assert random.differences["precision@10"]["mean"] == pytest.approx(paired["mean"], abs=2e-4)
+        assert random.differences["precision@10"]["ci"] == pytest.approx(paired["ci"], abs=2e-4)
 
     def test_markdown(self, folder):
-        text = ledger.markdown(ledger.read_ledger(folder))
+        text = markdown(ledger.read_ledger(folder))
         assert "queries: 24 slices of 12 patients" in text
-        lines = [line for line in text.splitlines() if line.startswith("| ")]
-        assert lines[1].startswith("| good | 1 | ")
-        assert len({line.count("|") for line in lines}) == 1
+        everything, by_class = text.split("| by class |")
+        for table, columns in ((everything, 10), (f"| by class |{by_class}", 9)):
+            lines = [line for line in table.splitlines() if line.startswith("|")]
+            assert lines[2].startswith("| good | ")
+            assert {line.count("|") for line in lines} == {columns + 1}
+
+    def test_differences_are_to_the_reference_that_is_named_and_by_class(self, folder):
+        rows = {r.method: r for r in summaries(ledger.read_ledger(folder), "control: equal")}
+        assert rows["control: equal"].differences is None
+        apart = rows["control: raw 32x32 pixels"].differences["ap"]["mean"]
+        by_class = [c.differences["ap"]["mean"] for c in rows["control: raw 32x32 pixels"].by_class.values()]
+        assert len(by_class) == 2
+        assert np.mean(by_class) == pytest.approx(apart, abs=2e-4)
+        one, other = a_table(0.9), a_table(0.4, 1)
+        assert apart == pytest.approx(metrics.difference(one, other, "ap")["mean"], abs=2e-4)
 
     def test_entries_of_other_queries_are_not_compared(self, folder):
         path = folder / "demo--good--seed7.json"
@@ -149,7 +162,7 @@ class TestTables:
         entry["query"]["label"][0] = 1
         path.write_text(json.dumps(entry))
         with pytest.raises(InputError, match="measured on other queries"):
-            ledger.summaries(ledger.read_ledger(folder))
+            summaries(ledger.read_ledger(folder))
 
 
 class TestFiles:

@@ -126,9 +126,9 @@ def build_pack(options: BuildOptions) -> Pack:
     cenet, network, identity, epochs = load_trained(options.checkpoint)
     covid, sars, segmentation = load_covid_ct(options.data), load_sars(options.data), load_segmentation(options.data)
     dice = dice_by_volume(cenet, segmentation)
-    _as_shipped(network)
+    as_shipped(network)
     train = [covid.images[covid.train], sars.images[sars.train], segmentation.images[~segmentation.held_out]]
-    kept = _fit(network, np.concatenate(train), options.dim)
+    kept = fit_compaction(network, np.concatenate(train), options.dim)
     state = load_checkpoint(options.checkpoint)
     began = state.get("about", {}).get("cenet_run", {})
     data, licence = terms_of(cenet.config.encoder, began.get("encoder_weights"))
@@ -164,7 +164,7 @@ def build_pack(options: BuildOptions) -> Pack:
     return write(render_card(options.name, options.status, about, architecture))
 
 
-def _as_shipped(network: EmbeddingNet) -> None:
+def as_shipped(network: EmbeddingNet) -> None:
     """Round the weights to what the pack will hold, so that compaction and figures belong to those."""
     with torch.no_grad():
         for tensor in network.state_dict().values():
@@ -172,7 +172,8 @@ def _as_shipped(network: EmbeddingNet) -> None:
                 tensor.copy_(tensor.half().float())
 
 
-def _fit(network: EmbeddingNet, images: Bytes, dim: int) -> float:
+def fit_compaction(network: EmbeddingNet, images: Bytes, dim: int) -> float:
+    """Fit the PCA to images uint8 [n, 224, 224]; the share of their variance that is kept."""
     starts = range(0, len(images), FIT_BATCH)
     with torch.inference_mode():
         full = [network.full(to_unit(images[at : at + FIT_BATCH])[:, 0]) for at in starts]

