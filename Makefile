@@ -59,6 +59,7 @@ docs: install ## write config/dicomnode.toml and the generated pages of docs/
 	$(BIN)/python -m dicomnode.cli.reference > docs/commands.md
 
 bench: viewer system ## all benchmarks, into docs/benchmarks.md
+	$(BIN)/python -m pip install -q -c constraints.txt --group bench
 	$(BIN)/python -m benchmarks
 
 pictures: viewer system ## take the pictures of docs/images anew

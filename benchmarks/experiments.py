@@ -16,10 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -61,27 +60,28 @@ class Training:
 
 
 def plan(data: Path, runs: Path) -> list[Training]:
-    """Every training, those that decide most first."""
+    """Every training, those that decide most first; one that starts from another comes after it."""
     folder, table = ("--data", str(data)), ("--data", str(runs / SARS_TABLE), "--masks", str(data), "--validate", "0")
-    found = []
-    for s in SEEDS:
-        seed = ("--seed", str(s))
-        found += [
-            Training(f"cenet-s{s}", "cenet", (*folder, *seed)),
-            Training(f"covid-s{s}", "xception", (*folder, *seed), f"cenet-s{s}"),
-            Training(f"sars-s{s}", "xception", (*table, *seed, "--epochs", str(SARS_EPOCHS)), f"cenet-s{s}"),
-            Training(f"unet-me-s{s}", "unet-me", (*folder, *seed)),
-            Training(f"unet-ml-covid-s{s}", "unet-ml", (*folder, *seed)),
-            Training(f"unet-ml-sars-s{s}", "unet-ml", (*table, *seed)),
-        ]
-    found += [
-        Training("literal-s0", "xception", (*folder, "--seed", "0", "--form", "literal"), "cenet-s0"),
-        Training("cenet-resnet34-s0", "cenet", (*folder, "--seed", "0", "--encoder", "resnet34")),
-        Training(
-            "published-widths-s0", "xception", (*folder, "--seed", "0", "--widths", "published"), "cenet-resnet34-s0"
-        ),
+    seeded: list[tuple[str, str, tuple[str, ...], str]] = [
+        ("cenet", "cenet", folder, ""),
+        ("covid", "xception", folder, "cenet"),
+        ("sars", "xception", (*table, "--epochs", str(SARS_EPOCHS)), "cenet"),
+        ("unet-ml-covid", "unet-ml", folder, ""),
+        ("unet-me", "unet-me", folder, ""),
+        ("unet-ml-sars", "unet-ml", table, ""),
     ]
-    return found
+    found = [
+        Training(f"{name}-s{s}", kind, (*arguments, "--seed", str(s)), f"{start}-s{s}" if start else "")
+        for name, kind, arguments, start in seeded
+        for s in SEEDS
+    ]
+    once = (*folder, "--seed", "0")
+    return [
+        *found,
+        Training("literal-s0", "xception", (*once, "--form", "literal"), "cenet-s0"),
+        Training("cenet-resnet34-s0", "cenet", (*once, "--encoder", "resnet34")),
+        Training("published-widths-s0", "xception", (*once, "--widths", "published"), "cenet-resnet34-s0"),
+    ]
 
 
 def write_sars_table(data: Path, runs: Path) -> None:
@@ -118,7 +118,7 @@ def train_all(data: Path, runs: Path, jobs: int, only: Sequence[str]) -> None:
     """Trainings side by side, one thread each; one that starts from another waits for it."""
     write_sars_table(data, runs)
     wanted = [t for t in plan(data, runs) if not only or any(t.name.startswith(o) for o in only)]
-    done: dict[str, Any] = {}
+    done: dict[str, Future[None]] = {}
 
     def go(training: Training) -> None:
         if training.start in done:
@@ -126,9 +126,9 @@ def train_all(data: Path, runs: Path, jobs: int, only: Sequence[str]) -> None:
         print(f"{training.name}: {train(training, runs):.0f} s", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        first = sorted(wanted, key=lambda t: bool(t.start))  # else all workers might wait for what none has begun
-        done |= {t.name: pool.submit(go, t) for t in first}
-        for future in list(done.values()):
+        for training in wanted:
+            done[training.name] = pool.submit(go, training)
+        for future in done.values():
             future.result()
 
 
