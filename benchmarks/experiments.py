@@ -40,6 +40,7 @@ LEDGER = PAGES / "ledger"
 SEEDS = (0, 1, 2)
 DIM = 256
 REFERENCE = "CE-Net + Xception"  # the row of the vectors that a node indexes
+FROZEN = "CE-Net + Xception, frozen CE-Net"
 LITE0 = "EfficientNet-Lite0 (ImageNet)"
 SARS_TABLE = "sars-train.csv"
 SARS_EPOCHS = 8  # as many steps as 30 epochs of COVID-CT
@@ -66,6 +67,8 @@ def plan(data: Path, runs: Path) -> list[Training]:
         ("cenet", "cenet", folder, ""),
         ("covid", "xception", folder, "cenet"),
         ("sars", "xception", (*table, "--epochs", str(SARS_EPOCHS)), "cenet"),
+        ("frozen-covid", "xception", (*folder, "--freeze"), "cenet"),
+        ("frozen-sars", "xception", (*table, "--freeze", "--epochs", str(SARS_EPOCHS)), "cenet"),
         ("unet-ml-covid", "unet-ml", folder, ""),
         ("unet-me", "unet-me", folder, ""),
         ("unet-ml-sars", "unet-ml", table, ""),
@@ -140,7 +143,7 @@ def pack_of(name: str, runs: Path, data: Path) -> Embedder:
         as_shipped(network)
         masked = load_segmentation(data)
         used = [masked.images[~masked.held_out]]
-        labelled = load_covid_ct(data) if not name.startswith("sars") else None
+        labelled = load_covid_ct(data) if "sars" not in name else None
         if labelled is not None:
             used.append(labelled.images[labelled.train])
         sars = load_sars(data).images
@@ -172,8 +175,11 @@ def pack_of(name: str, runs: Path, data: Path) -> Embedder:
 def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate]:
     """All rows of one seed for protocols whose packs learnt the diagnosis from ``learnt``; the reference first."""
     found = rows_of_pack(REFERENCE, pack_of(f"{learnt}-s{seed}", runs, data))
+    frozen = f"frozen-{learnt}-s{seed}"
+    if (runs / f"{frozen}.json").is_file():  # the published way: its CE-Net half is the segmentation's
+        found += rows_of_pack(FROZEN, pack_of(frozen, runs, data), {"Xception": "Xception, frozen CE-Net"})
     for row, run, method in (
-        ("CE-Net, segmentation only (RMP)", f"cenet-s{seed}", "cenet"),
+        ("CE-Net (RMP)", f"cenet-s{seed}", "cenet"),
         ("U-Net-ME", f"unet-me-s{seed}", "unet-me"),
         ("U-Net-ML", f"unet-ml-{learnt}-s{seed}", "unet-ml"),
     ):

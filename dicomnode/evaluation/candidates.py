@@ -59,8 +59,15 @@ def of_pack(name: str, embedder: Embedder, note: str = "") -> Candidate:
     return Candidate(name, embedder.embed, manifest.model_id, int(seed), recipe, note, twin)
 
 
-def rows_of_pack(name: str, embedder: Embedder) -> list[Candidate]:
-    """The pack's vector, its full embedding and both halves alone, from one pass over a batch.
+HALVES = {"CE-Net (RMP)": "CE-Net (RMP), fine-tuned", "Xception": "Xception"}
+
+
+def rows_of_pack(name: str, embedder: Embedder, halves: Mapping[str, str] = HALVES) -> list[Candidate]:
+    """The pack's vector, its full embedding and its halves alone, from one pass over a batch.
+
+    Parameters
+    ----------
+    halves : which of ``HALVES``, and what their rows are called.
 
     Raises
     ------
@@ -80,9 +87,12 @@ def rows_of_pack(name: str, embedder: Embedder) -> list[Candidate]:
     parts: dict[str, Extractor] = {
         name: compact,
         f"{name} (full)": lambda images: unit_rows(full(images)),
+    }
+    of_halves: dict[str, Extractor] = {
         "CE-Net (RMP)": lambda images: unit_rows(full(images)[:, :half]),
         "Xception": lambda images: unit_rows(full(images)[:, half:]),
     }
+    parts |= {shown: of_halves[which] for which, shown in halves.items()}
     return [
         Candidate(n, embed, ModelId(f"{whole.model_id} {n}"), whole.seed, whole.recipe, twin=embedder)
         for n, embed in parts.items()

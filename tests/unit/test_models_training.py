@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dicomnode.errors import InputError
+from dicomnode.errors import InputError, UsageError
 from dicomnode.models.training import cenet as cenet_module
 from dicomnode.models.training import figures
 from dicomnode.models.training.augment import HEAVY, Augmenter, Strength
@@ -119,6 +120,27 @@ def test_joint_training_goes_on_from_segmentation_and_can_be_loaded(
     after = weights(tmp_path / "xception")
     name = "cenet.encoder.dac.d1.weight"
     assert not torch.equal(before[name], after[name])
+
+
+def test_a_frozen_cenet_stays_to_the_last_bit(
+    tmp_path: Path, segmentation: SegmentationData, labelled: LabelledData
+) -> None:
+    first = train_cenet(cenet_options(tmp_path / "cenet", 1), segmentation)
+    options = XceptionOptions(
+        tmp_path, tmp_path / "x", first["checkpoint"], epochs=2, batch=4, middle=1, max_steps=2, freeze=True
+    )
+    second = train_xception(options, labelled, segmentation)
+    assert "segmentation" not in second["curves"][0]
+    before, after = weights(tmp_path / "cenet"), weights(tmp_path / "x")
+    assert [k for k in before if not torch.equal(before[k], after[k])] == []
+    assert load_trained(second["checkpoint"])[2]["freeze"] is True
+    with pytest.raises(InputError, match="other options"):
+        train_xception(replace(options, freeze=False), labelled, segmentation)
+
+
+def test_freezing_without_a_cenet_is_refused(tmp_path: Path, labelled: LabelledData) -> None:
+    with pytest.raises(UsageError, match="--freeze: needs a trained CE-Net"):
+        train_xception(XceptionOptions(tmp_path, tmp_path, batch=4, freeze=True), labelled)
 
 
 def test_joint_training_without_a_cenet_says_what_to_run(
