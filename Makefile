@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install viewer demo test test-all lint format docs bench pictures soak system clean
+.PHONY: help install viewer demo test test-all lint format docs bench experiments pictures soak system clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ docs: install ## write config/dicomnode.toml and the generated pages of docs/
 bench: viewer system ## all benchmarks, into docs/benchmarks.md
 	$(BIN)/python -m pip install -q -c constraints.txt --group bench
 	$(BIN)/python -m benchmarks
+
+experiments: install ## train and measure every row of docs/evaluation (hours, resumable); tables from the ledger at the end
+	$(BIN)/python benchmarks/experiments.py
 
 pictures: viewer system ## take the pictures of docs/images anew
 	$(BIN)/python -m tests.pictures

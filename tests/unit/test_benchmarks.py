@@ -8,6 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from dicomnode.evaluation.files import TABLE
+from dicomnode.evaluation.labels import Checks, read_rows
+from dicomnode.evaluation.ledger import read_ledger
+from dicomnode.evaluation.protocols import find_protocol, open_protocol
+from dicomnode.evaluation.summaries import markdown
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(p.name for p in FOLDER.glob("*.py") if not p.name.startswith("__"))
 UNLISTED = {"experiments.py"}  # fill docs/evaluation, not the page of benchmarks
@@ -29,6 +35,40 @@ def test_it_can_be_imported(name, monkeypatch):
     finally:
         del sys.modules[spec.name]
     assert callable(module.main)
+
+
+def experiments(monkeypatch):
+    """The module of the experiments."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("experiments")
+
+
+def test_the_tables_of_the_evaluation_are_those_of_its_ledger(monkeypatch):
+    module = experiments(monkeypatch)
+    told = markdown(read_ledger(module.LEDGER), module.REFERENCE)
+    assert (module.PAGES / TABLE).read_text("utf-8") == told
+
+
+def test_the_leaky_queries_are_in_no_training(monkeypatch, tmp_path):
+    module = experiments(monkeypatch)
+    protocol = find_protocol("leaky")
+    assert tuple(protocol.parts["queries"]["held_out"]) == module.LEAKY_QUERIES
+    folder = tmp_path / "sars-cov-2-ct"
+    folder.mkdir()
+    (folder / "labels.csv").write_text("path,label\n" + "".join(f"{i}.webp,{'AB'[i % 2]}\n" for i in range(20)))
+    module.write_sars_table(tmp_path, tmp_path / "runs")
+    trained = {r.path.name for r in read_rows(tmp_path / "runs" / module.SARS_TABLE, Checks())}
+    with open_protocol(protocol, tmp_path, Checks()) as (index, queries):
+        assert trained == {r.path.name for r in index}
+        assert not trained & {r.path.name for r in queries}
+
+
+def test_a_training_stands_after_the_one_it_starts_from(monkeypatch, tmp_path):
+    names = []
+    for training in experiments(monkeypatch).plan(tmp_path, tmp_path):
+        assert not training.start or training.start in names
+        names.append(training.name)
+    assert len(set(names)) == len(names)
 
 
 def test_every_benchmark_has_its_part_of_the_page():
