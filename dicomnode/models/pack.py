@@ -180,7 +180,11 @@ def _network(identity: Mapping[str, Any], tensors: dict[str, Tensor], folder: Pa
         architecture = identity["architecture"]
         with torch.device("meta"):  # no time spent on random weights that are thrown away
             network = EmbeddingNet(
-                CENetConfig(**architecture["cenet"]), XceptionConfig(**architecture["xception"]), SIDE, identity["dim"]
+                CENetConfig(**architecture["cenet"]),
+                XceptionConfig(**architecture["xception"]),
+                SIDE,
+                identity["dim"],
+                lesion="lesion" in architecture,
             )
         filled = {k: v if v.dtype == torch.int8 else v.to(torch.float32) for k, v in tensors.items()}
         counters = {k: torch.zeros((), dtype=torch.int64) for k in network.state_dict() if k.endswith(_COUNTER)}

@@ -16,18 +16,20 @@ def images() -> np.ndarray:
     return np.stack([image for _, image in phantoms(3)]).astype(np.float32) / 255
 
 
-def test_the_rows_of_a_pack_are_its_vector_its_full_embedding_and_its_halves(embedder, images):
+def test_the_rows_of_a_pack_are_its_vector_and_parts_of_its_full_embedding(embedder, images):
     rows = {c.name: c for c in rows_of_pack("mine", embedder)}
-    assert list(rows) == ["mine", "mine (full)", "CE-Net (RMP), fine-tuned", "Xception"]
+    parts = embedder.pack.embedding_net.parts
+    expected = ["mine", "CE-Net + Xception (full)", "CE-Net (RMP), fine-tuned", "Xception"]
+    assert list(rows) == expected + (["lesion profile alone"] if "lesion" in parts else [])
     vectors = {name: c.embed(images) for name, c in rows.items()}
     assert np.abs(vectors["mine"] - embedder.embed(images)).max() < 1e-5
-    half = embedder.pack.embedding_net.full_dim // 2
-    assert [v.shape[1] for v in vectors.values()] == [embedder.dim, 2 * half, half, half]
+    half = parts["rmp"].stop
+    assert [v.shape[1] for v in vectors.values()][:4] == [embedder.dim, 2 * half, half, half]
     for v in vectors.values():
         assert np.linalg.norm(v, axis=1) == pytest.approx(1, abs=1e-5)
     joined = np.concatenate([vectors["CE-Net (RMP), fine-tuned"], vectors["Xception"]], axis=1) / np.sqrt(2)
-    assert np.abs(joined - vectors["mine (full)"]).max() < 1e-5
-    assert len({c.model_id for c in rows.values()}) == 4
+    assert np.abs(joined - vectors["CE-Net + Xception (full)"]).max() < 1e-5
+    assert len({c.model_id for c in rows.values()}) == len(rows)
 
 
 def test_they_share_one_pass_over_a_batch(embedder, images, monkeypatch):
@@ -51,11 +53,11 @@ def test_several_rows_and_controls_with_the_seed_of_the_first(embedder, tmp_path
     index, queries = (
         read_rows(labelled_folder(tmp_path / n, 12, seed=s, prefix=n), Checks()) for n, s in (("a", 0), ("q", 5))
     )
-    rows = rows_of_pack("mine", embedder, {"Xception": "half"})
+    rows = rows_of_pack("mine", embedder, {"half": ("activation",), "none": ("absent",)})
     lite = of_checkpoint("Lite0", None, "efficientnet-lite0", 4, {})
     found = evaluate("demo", "Demo", index, queries, [*rows, lite], options=Options(first_seed=3))
     assert [(m.name, m.seeds) for m in found.packs] == [
-        ("mine", (0,)), ("mine (full)", (0,)), ("half", (0,)), ("Lite0", (4,)),
+        ("mine", (0,)), ("half", (0,)), ("Lite0", (4,)),
     ]  # fmt: skip
     seeds = {m.name.removeprefix("control: "): m.seeds for m in found.controls}
     assert (seeds["random weights"], seeds["permuted labels"]) == ((3,), (3,))
