@@ -186,6 +186,13 @@ class Answer:
     calibrated: bool = False
     search: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def other_modality(self) -> str:
+        """The query's modality where cases are called similar and none of them has it; "" otherwise."""
+        asked = str(self.query.get("modality", ""))
+        same = not asked or any(c.modality == asked for c in self.cases)
+        return "" if same or not self.cases or self.verdict.kind is not VerdictKind.SIMILAR else asked
+
     def as_json(self) -> dict[str, Any]:
         """The object of ``query --json``."""
         return {

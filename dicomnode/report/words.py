@@ -29,6 +29,8 @@ def verdict_sentence(answer: Answer, t: Texts) -> str:
     }[verdict.kind].format(searched=answer.searched, p=p, reason=f": {reason.rstrip('.')}" if reason else "")
     if not answer.cases:
         return f"{first} {t.no_case_listed}"
+    if answer.other_modality:
+        return f"{first} {t.other_modality.format(modality=clean_text(answer.other_modality))}"
     return f"{first} {t.listed_below}" if verdict.kind in BELOW_THRESHOLD else first
 
 

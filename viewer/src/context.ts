@@ -94,5 +94,12 @@ export function verdictWords(data: Data, text: string): { title: string; why: st
     return { title: t('verdict.empty'), why, kind: 'empty' };
   }
   const title = kind === 'similar' && n === 1 ? t('verdict.similar_one') : t(`verdict.${kind}` as Key, { n });
-  return { title, why: t(`why.${kind}` as Key, { searched }), kind };
+  return { title, why: t(`why.${kind}` as Key, { searched }) + caution(data), kind };
+}
+
+/** Where cases are called similar and none of them is of the modality of the study in question: that, said. */
+function caution(data: Data): string {
+  const modality = data.result?.query.modality ?? '';
+  if (data.verdict !== 'similar' || !modality || data.cases.some((node) => node.modality === modality)) return '';
+  return ` ${t('why.other_modality', { modality })}`;
 }

@@ -13,7 +13,9 @@ export const en = {
   'verdict.repository-too-small': 'This repository is too small to tell',
   'verdict.not-searchable': 'This image could not be searched',
   'verdict.empty': 'There is no case to show',
-  'why.similar': 'Ranked by the likeness of their images among {searched} cases that were searched.',
+  'why.similar':
+    'Ranked by the likeness of their images among {searched} cases that were searched. The nearest lie about as near as the cases of this repository lie to each other.',
+  'why.other_modality': 'Caution: this study is {modality}, and none of the cases shown is.',
   'why.none':
     '{searched} cases were searched. The image lies farther from its nearest case than nearly all cases here lie from theirs. The nearest are shown so that you can judge for yourself.',
   'why.repository-too-small':
@@ -186,7 +188,8 @@ export const en = {
   'query.compared_value': '{modality}, {slices} slices',
   'query.compared_one': '{modality}, 1 slice',
   'query.p': 'Conformal p',
-  'query.p_note': 'Share of the patients here whose nearest other case is at least as far away.',
+  'query.p_note':
+    'Share of the patients here that lie at least as far from their fifth-nearest other patient (of up to 200 patients). A small value means that a query like this is unusual here; it says nothing about a disease.',
   'query.model': 'Image model',
   'query.searched': 'Cases searched',
   'query.organisation': 'Repository',

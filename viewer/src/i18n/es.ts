@@ -15,7 +15,9 @@ export const es: Record<Key, string> = {
   'verdict.repository-too-small': 'El repositorio es demasiado pequeño para saberlo',
   'verdict.not-searchable': 'No se pudo buscar esta imagen',
   'verdict.empty': 'No hay ningún caso que mostrar',
-  'why.similar': 'Ordenados por el parecido de sus imágenes entre {searched} casos buscados.',
+  'why.similar':
+    'Ordenados por el parecido de sus imágenes entre {searched} casos buscados. Los más próximos están más o menos tan cerca como lo están entre sí los casos de este repositorio.',
+  'why.other_modality': 'Atención: este estudio es {modality} y ninguno de los casos mostrados lo es.',
   'why.none':
     'Se buscó en {searched} casos. La imagen está más lejos de su caso más próximo que casi todos los casos de aquí del suyo. Se muestran los más próximos para que pueda juzgar.',
   'why.repository-too-small':
@@ -188,7 +190,8 @@ export const es: Record<Key, string> = {
   'query.compared_value': '{modality}, {slices} cortes',
   'query.compared_one': '{modality}, 1 corte',
   'query.p': 'p conforme',
-  'query.p_note': 'Proporción de pacientes de aquí cuyo caso ajeno más próximo está al menos igual de lejos.',
+  'query.p_note':
+    'Proporción de pacientes de aquí que están al menos igual de lejos de su quinto paciente ajeno más próximo (de hasta 200 pacientes). Un valor pequeño indica que una consulta así es poco habitual aquí; no dice nada de una enfermedad.',
   'query.model': 'Modelo de imagen',
   'query.searched': 'Casos buscados',
   'query.organisation': 'Repositorio',
