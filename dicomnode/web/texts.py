@@ -40,7 +40,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "case": "Case {rank}",
         "alt": "Best matching slice of case {rank}, {modality}",
         "similarity": "Similarity",
-        "score_note": "An uncalibrated score from 0 to 1: it ranks cases, it is not a probability.",
+        "score_note": "An uncalibrated score from 0 to 1: it ranks the cases of this answer. It is not a "
+        "probability, and scores of two answers cannot be compared.",
         "percent_note": "Calibrated on the labelled cases of this repository.",
         "findings": "Findings recorded for this case",
         "present": "Finding recorded",
@@ -117,7 +118,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "case": "Caso {rank}",
         "alt": "Corte más parecido del caso {rank}, {modality}",
         "similarity": "Similitud",
-        "score_note": "Puntuación sin calibrar de 0 a 1: ordena los casos, no es una probabilidad.",
+        "score_note": "Puntuación sin calibrar de 0 a 1: ordena los casos de esta respuesta. No es una "
+        "probabilidad, y las puntuaciones de dos respuestas no se pueden comparar.",
         "percent_note": "Calibrada con los casos etiquetados de este repositorio.",
         "findings": "Hallazgos registrados de este caso",
         "present": "Hallazgo registrado",

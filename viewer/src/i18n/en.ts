@@ -96,7 +96,8 @@ export const en = {
   'case.alt_query': 'Slice of the image in question, {modality}',
   'case.no_picture': 'No picture',
   'case.similarity': 'Similarity',
-  'case.score_note': 'An uncalibrated score from 0 to 1: it ranks cases, it is not a probability.',
+  'case.score_note':
+    'An uncalibrated score from 0 to 1: it ranks the cases of this answer. It is not a probability, and scores of two answers cannot be compared.',
   'case.percent_note': 'Calibrated on the labelled cases of this repository.',
   'case.below': 'below threshold',
   'case.modality': 'Modality',

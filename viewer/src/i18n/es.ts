@@ -98,7 +98,8 @@ export const es: Record<Key, string> = {
   'case.alt_query': 'Corte de la imagen consultada, {modality}',
   'case.no_picture': 'Sin imagen',
   'case.similarity': 'Similitud',
-  'case.score_note': 'Puntuación sin calibrar de 0 a 1: ordena los casos, no es una probabilidad.',
+  'case.score_note':
+    'Puntuación sin calibrar de 0 a 1: ordena los casos de esta respuesta. No es una probabilidad, y las puntuaciones de dos respuestas no se pueden comparar.',
   'case.percent_note': 'Calibrada con los casos etiquetados de este repositorio.',
   'case.below': 'bajo el umbral',
   'case.modality': 'Modalidad',
