@@ -52,6 +52,5 @@ def finding_text(case: Case, t: Texts) -> list[str]:
         return [t.finding_unknown]
     if case.status is FindingStatus.NONE:
         return [t.finding_none]
-    return [clean_text(f.display) or clean_text(f.code) or t.finding_uncoded for f in case.findings] or [
-        t.finding_uncoded
-    ]
+    said = [clean_text(f.display) or clean_text(f.code) or t.finding_uncoded for f in case.findings]
+    return list(dict.fromkeys(said)) or [t.finding_uncoded]

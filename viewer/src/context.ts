@@ -1,6 +1,6 @@
 /* What the panels share: the data on show, and what they may ask for. */
 
-import type { Api, CaseDetail, Graph, GraphNode, Result, Session, Status, Verdict } from './api';
+import type { Api, CaseDetail, Finding, Graph, GraphNode, Result, Session, Status, Verdict } from './api';
 import type { Key } from './i18n';
 import { similarity, t } from './i18n';
 import type { Store, View } from './state';
@@ -68,11 +68,16 @@ export function statusWords(status: Status): string {
   return t(`status.${status}` as Key);
 }
 
+/** What findings are called, each name once: one diagnosis may be coded in two systems. */
+export function findingNames(findings: readonly Finding[]): string[] {
+  return [...new Set(findings.map((f) => f.display || f.code))];
+}
+
 /** A case in a sentence, for those who cannot see the graph. */
 export function describe(node: GraphNode, data: Data): string {
   if (node.rank === 0) return t(node.id === QUERY ? 'graph.query' : 'graph.centre');
   const values = { rank: node.rank, similarity: data.score(node) };
-  const findings = node.findings.map((f) => f.display || f.code).join(', ');
+  const findings = findingNames(node.findings).join(', ');
   // isolated (UAX 9): a name written from right to left must not turn round what stands before it
   const isolated = `\u2068${findings}\u2069`;
   if (node.status === 'present' && findings) return t('graph.node_findings', { ...values, findings: isolated });
