@@ -129,7 +129,8 @@ def _segmentation(dice: Mapping[str, Mapping[int, float]]) -> str:
         lines.append(f"| {name} | {cells} | {sum(by.values()) / max(len(by), 1):.3f} |")
     return (
         "## Segmentation\n\nDice of the joint network on the held-out volumes of ct-lung-seg, all slices of a volume"
-        " together (the decoder is not part of the pack).\n\n" + "\n".join(lines) + "\n"
+        " together, with the weights as shipped. The decoder is in `segmentation.safetensors`: the viewer shows its"
+        " outlines, which are not findings.\n\n" + "\n".join(lines) + "\n"
     )
 
 
