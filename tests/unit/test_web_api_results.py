@@ -37,6 +37,7 @@ from dicomnode.workflow.labels import add_labels
 BASE = "http://127.0.0.1:8080"
 CASES, SLICES = 9, 4
 XSS = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
+SIDE = 160  # of slices that the network sees a part of
 ASKED = ("deid", "archive", "embed", "index", "retrieve")
 
 
@@ -519,20 +520,9 @@ class TestWhy:
         assert (response.status_code, response.json()["code"]) == (503, "model-pack")
         assert own.get("/graph", k=2).status_code == 200
 
-    def test_it_says_which_part_of_each_frame_its_regions_lie_on(self, site):
-        """The networks see a square around the body, not the frame."""
-        handle = site.handle()
-        why = site.get(f"/cases/{handle}/why", series=0, frame=1, query_series=0, query_frame=1).json()
-        schema.Why.model_validate(why)
-        for place, case in ((why["case_place"], handle), (why["query_place"], "query")):
-            box = body_square(values_of(site, case, 1).astype(np.float32), (1.0, 1.0))
-            assert box is not None
-            assert [v * 64 for v in place] == [np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3])]
-            assert place != [0, 0, 1, 1]
-
 
 def values_of(site, case: str, frame: int):
-    return np.frombuffer(site.get(f"/cases/{case}/series/0/frames/{frame}").content, "<i2").reshape(64, 64)
+    return np.frombuffer(site.get(f"/cases/{case}/series/0/frames/{frame}").content, "<i2").reshape(SIDE, SIDE)
 
 
 def drawn(content: bytes):
@@ -544,11 +534,14 @@ def drawn(content: bytes):
 
 
 @pytest.fixture(scope="module")
-def outlined(make_node, small, tmp_path_factory, sample_pack) -> Iterator[Site]:
-    """The small node with a pack of the same model that outlines."""
+def outlined(make_node, tmp_path_factory, sample_pack) -> Iterator[Site]:
+    """A node with a pack that outlines, and slices large enough that the network sees a part of them."""
     folder = tmp_path_factory.mktemp("outlined")
-    shutil.copytree(small[0] / "var", folder / "var")
-    made = Site(make_node(folder, models={"pack": str(sample_pack)}), small[1][0])
+    node = make_node(folder, models={"pack": str(sample_pack)})
+    add_paths(node.context, [folder / "studies"], sample_repository(folder / "studies", 2, slices=3, matrix=SIDE))
+    job = job_of(node, sample_study(3, matrix=SIDE, patient_id="ASKING", seed=77, finding="consolidation"))
+    process(node, job, ASKED)
+    made = Site(node, job)
     yield made
     made.side.close()
 
@@ -569,6 +562,7 @@ class TestMasks:
             assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
             assert len(response.content) < 2000
             prepared = prepare_dicom(path)
+            assert prepared.place != (0, 0, 1, 1)
             wanted = outlined.node.embedder.masks(prepared.pixels[None])[0]
             laid = [mask_on_frame(mask, prepared.box, prepared.frame) for mask in wanted]
             assert np.array_equal(drawn(response.content), laid)
@@ -576,9 +570,20 @@ class TestMasks:
             assert lungs.any()
             assert values_of(outlined, outlined.handle(), n)[lungs].mean() < -600, "they lie on the lungs"
 
+    def test_why_says_which_part_of_each_frame_its_regions_lie_on(self, outlined):
+        """The networks see a square around the body, not the frame."""
+        handle = outlined.handle()
+        why = outlined.get(f"/cases/{handle}/why", series=0, frame=1, query_series=0, query_frame=1).json()
+        schema.Why.model_validate(why)
+        for place, case in ((why["case_place"], handle), (why["query_place"], "query")):
+            box = body_square(values_of(outlined, case, 1).astype(np.float32), (1.0, 1.0))
+            assert box is not None
+            assert [v * SIDE for v in place] == [np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3])]
+            assert place != [0, 0, 1, 1]
+
     def test_the_query_has_them_too(self, outlined):
         response = outlined.get("/cases/query/series/0/frames/0/masks.png")
-        assert drawn(response.content).shape == (2, 64, 64)
+        assert drawn(response.content).shape == (2, SIDE, SIDE)
         assert drawn(response.content)[0].any()
 
     def test_what_the_browser_has_is_not_sent_again(self, outlined):
