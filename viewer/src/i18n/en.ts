@@ -168,6 +168,7 @@ export const en = {
   'outline.group': 'Outlines by the network',
   'outline.show_lungs': 'Outline lungs',
   'outline.show_infection': 'Outline infection',
+  'outline.label': 'Network’s outline, not a finding',
   'outline.lungs': 'Lungs',
   'outline.infection': 'Infection',
   'outline.dice': 'Dice {dice} on volumes it was not trained on',
@@ -178,7 +179,7 @@ export const en = {
   'outline.no_lungs': '{name}: no lungs outlined in this slice.',
   'outline.no_infection': '{name}: no infection outlined in this slice.',
   'outline.text':
-    'The network’s own outlines: not a finding, not a diagnosis, and not checked by anyone. It was trained on chest CT of COVID-19; it outlines what looks like that, misses some, and may be wrong.',
+    'The network’s own outlines: not a finding, not a diagnosis, and not checked by anyone. It was trained on chest CT of COVID‑19, outlines what looks like that, misses some, and may be wrong. Dice is how far it agrees with outlines drawn by people: 1 is all, 0 nothing.',
 
   'list.caption': 'Similar cases by rank',
   'list.rank': 'Rank',

@@ -170,6 +170,7 @@ export const es: Record<Key, string> = {
   'outline.group': 'Contornos de la red',
   'outline.show_lungs': 'Contorno de pulmones',
   'outline.show_infection': 'Contorno de infección',
+  'outline.label': 'Contorno de la red, no es un hallazgo',
   'outline.lungs': 'Pulmones',
   'outline.infection': 'Infección',
   'outline.dice': 'Dice {dice} en volúmenes con los que no se entrenó',
@@ -180,7 +181,7 @@ export const es: Record<Key, string> = {
   'outline.no_lungs': '{name}: ningún pulmón contorneado en este corte.',
   'outline.no_infection': '{name}: ninguna infección contorneada en este corte.',
   'outline.text':
-    'Contornos de la propia red: no son un hallazgo ni un diagnóstico, y nadie los ha revisado. Se entrenó con TC de tórax de COVID-19; contornea lo que se le parece, omite partes y puede equivocarse.',
+    'Contornos de la propia red: no son un hallazgo ni un diagnóstico, y nadie los ha revisado. Se entrenó con TC de tórax de COVID‑19, contornea lo que se le parece, omite partes y puede equivocarse. Dice es cuánto coincide con contornos trazados por personas: 1 es todo, 0 nada.',
 
   'list.caption': 'Casos similares por rango',
   'list.rank': 'Rango',

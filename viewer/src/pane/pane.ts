@@ -33,6 +33,8 @@ export class Pane {
   private readonly slider = h('input', { type: 'range', min: 0, step: 1, value: 0 });
   private readonly place = h('span', { class: 'pane-place' });
   private readonly told = h('span', { class: 'pane-window' });
+  /** Said in the picture itself, for whoever sees no more of the page. */
+  private readonly label = h('span', { class: 'pane-label', hidden: true }, t('outline.label'));
   private readonly message = h('p', { class: 'pane-message', role: 'status' });
   private series: Series | null = null;
   private frame: Int16Array | null = null;
@@ -58,6 +60,7 @@ export class Pane {
       this.outlines,
       this.place,
       this.told,
+      this.label,
       this.message,
     );
     this.slider.className = 'pane-slider';
@@ -179,6 +182,7 @@ export class Pane {
       );
     });
     fill(this.outlines, ...drawn);
+    this.label.hidden = !wanted.some((which) => this.outlined(which));
   }
 
   /** Whether the network has outlined that in the slice on show. */
@@ -190,6 +194,7 @@ export class Pane {
     this.traced.clear();
     this.masks = null;
     fill(this.outlines);
+    this.label.hidden = true;
   }
 
   private draw(): void {
