@@ -30,7 +30,7 @@ from playwright.sync_api import Browser, Page, expect
 from dicomnode.testing import Pacs, RunningNode, sample_repository, sample_study, write_study
 from dicomnode.testing.packs import outlining_pack
 
-MATRIX = 256
+MATRIX = 160
 DICE = {"lungs": {"3": 0.968}, "infection": {"3": 0.653}}
 READY = "() => [...document.querySelectorAll('.pane-image')].filter(c => c.width > 0).length === 2"
 VIEW = "#case=1&tab=compare"
@@ -43,8 +43,8 @@ pytestmark = BROWSER_MARKS
 def site(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Site]:
     base = tmp_path_factory.mktemp("outlines")
     pack = outlining_pack(base / "pack", dice=DICE)
-    findings = sample_repository(base / "repository", 8, slices=4, matrix=MATRIX)
-    study = sample_study(5, finding="consolidation", patient_id="ASKS", seed=501, matrix=MATRIX)
+    findings = sample_repository(base / "repository", 3, slices=3, matrix=MATRIX)
+    study = sample_study(3, finding="consolidation", patient_id="ASKS", seed=501, matrix=MATRIX)
     files = write_study(study, base / "study")
     sections = f'[models]\npack = "{pack}"\n'
     with Pacs() as pacs, RunningNode(base / "node", pacs, quiet_s=0.5, receivers=1, sections=sections) as node:

@@ -182,7 +182,10 @@ class CENet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        a, b, c, z = self.encoder.features(x)
+        return self.decode(*self.encoder.features(x))
+
+    def decode(self, a: Tensor, b: Tensor, c: Tensor, z: Tensor) -> Tensor:
+        """From the encoder's features to logits."""
         up = self.up4(self.up8(self.up16(z) + c) + b) + a
         y: Tensor = self.head(self.up2(up))
         return y
