@@ -1,4 +1,4 @@
-"""Build a model pack from a ``train xception`` checkpoint: compaction, figures, card, golden vectors.
+"""Build a model pack from a ``train xception`` checkpoint: compaction, figures, card, golden vectors, outlines.
 
 The compaction is fitted on training images only, with the weights as they are shipped (half precision); the figures
 are measured with the pack as written, on queries nobody trained on. What was not measured is not on the card.
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 import torch
+from torch import nn
 
 from dicomnode.errors import InputError
 from dicomnode.models.embedder import Embedder
@@ -135,8 +136,9 @@ def build_pack(options: BuildOptions) -> Pack:
     """
     cenet, network, identity, epochs = load_trained(options.checkpoint, lesion=options.lesion)
     covid, sars, segmentation = load_covid_ct(options.data), load_sars(options.data), load_segmentation(options.data)
-    dice = dice_by_volume(cenet, segmentation)
     as_shipped(network)
+    as_shipped(cenet)
+    dice = dice_by_volume(cenet, segmentation)
     train = [covid.images[covid.train], sars.images[sars.train], segmentation.images[~segmentation.held_out]]
     kept = fit_compaction(network, np.concatenate(train), options.dim)
     state = load_checkpoint(options.checkpoint)
@@ -166,6 +168,7 @@ def build_pack(options: BuildOptions) -> Pack:
             about=about,
             architecture=architecture,
             compaction=compaction,
+            segmentation=cenet,
         )
 
     embedder = Embedder(write("figures are being measured\n"), "cpu")
@@ -186,7 +189,7 @@ def compaction_of(network: EmbeddingNet, dim: int) -> dict[str, Any]:
     return {"kind": "pca", "dim": dim, "stored": "int8", "of": f"rmp + xception, flattened{lesion}"}
 
 
-def as_shipped(network: EmbeddingNet) -> None:
+def as_shipped(network: nn.Module) -> None:
     """Round the weights to what the pack will hold, so that compaction and figures belong to those."""
     with torch.no_grad():
         for tensor in network.state_dict().values():

@@ -136,7 +136,9 @@ def _segmentation(dice: Mapping[str, Mapping[int, float]]) -> str:
         lines.append(f"| {name} | {cells} | {sum(by.values()) / max(len(by), 1):.3f} |")
     return (
         "## Segmentation\n\nDice of the joint network on the held-out volumes of ct-lung-seg, all slices of a volume"
-        " together.\n\n" + "\n".join(lines) + "\n"
+        " together, with the weights as shipped. The viewer shows these outlines; they are not findings.\n\n"
+        + "\n".join(lines)
+        + "\n"
     )
 
 
