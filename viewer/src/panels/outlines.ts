@@ -10,7 +10,7 @@ import { type Masks, masks, OUTLINES, type Outline } from '../pane/outline';
 import type { Pane } from '../pane/pane';
 
 const REST_MS = 150; // asked for when scrolling rests: it costs the node a moment
-const KEPT = 200; // masks of slices, some 250 kB each for 512 x 512
+const KEPT = 64; // masks of slices, 250 kB each for 512 x 512, at most 1 MB
 const SIDES: Side[] = ['query', 'case'];
 
 /** A slice on show: whose, of which series, which one. */
