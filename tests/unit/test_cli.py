@@ -318,6 +318,28 @@ class TestJson:
         (tmp_path / "x.txt").write_text("no")
         done = repository.run("index", "add", tmp_path, "--json")
         assert (done.code, done.json()["studies"]) == (1, 0)
+        done = repository.run("index", "add", tmp_path)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.splitlines()[0] == "skipped: 1 files: not DICOM"
+        assert done.err.splitlines()[-1].startswith(f"error: {tmp_path}: nothing was found to add")
+
+    def test_index_add_says_what_was_added_and_why_there_are_fewer_vectors(self, tmp_path):
+        settings = write_settings(tmp_path)
+        files = write_study(sample_study(30, matrix=64), tmp_path / "study")
+        shutil.copy(files[0], tmp_path / "study" / "copy.dcm")
+        done = run("index", "add", tmp_path / "study", "--config", settings)
+        assert done.code == 0, done
+        assert "added 1 studies, 30 instances, 24 vectors" in done.out
+        assert "1 files are copies of others" in done.out
+        assert "24 key slices of 30 images are embedded: at most 24 a series" in done.out
+
+    def test_index_add_says_how_labels_were_recorded(self, tmp_path):
+        settings = write_settings(tmp_path)
+        for n in range(2):
+            Image.effect_noise((64, 64), 60).save(tmp_path / f"{n}.png")
+        (tmp_path / "labels.csv").write_text("path,label\n0.png,COVID\n1.png,normal\n")
+        done = run("index", "add", tmp_path / "labels.csv", "--config", settings)
+        assert "labels of the added cases: COVID: present 1; normal: none 1" in done.out
 
     def test_index_status(self, repository):
         data = repository.run("index", "status", "--json").json()
@@ -473,7 +495,7 @@ class TestJson:
         assert done.code == 1
         data = done.json()
         assert set(data) == {"files", "counts", "profile"}
-        assert data["counts"] == {"ok": 1, "quarantined": 1, "failed": 0}
+        assert data["counts"] == {"ok": 1, "quarantined": 1, "failed": 0, "duplicates": 0}
         (ok,) = [f for f in data["files"] if f["status"] == "ok"]
         assert (ok["input"], Path(ok["output"]).is_file()) == (str(file), True)
 
