@@ -53,7 +53,9 @@ def add(
     _print_added(total, json)
     if not (total.studies or total.already or total.quarantined):
         places = ", ".join(map(str, paths))
-        raise InputError("nothing was found to add", place=places, advice="give a folder of DICOM images or a LABELS.csv")
+        raise InputError(
+            "nothing was found to add", place=places, advice="give a folder of DICOM images or a LABELS.csv"
+        )
     if total.quarantined:
         raise typer.Exit(EXIT_FAILED)
 
