@@ -93,7 +93,7 @@ def settings_warnings(settings: Settings) -> Iterator[Diagnosis]:
     if not folder.is_absolute():
         yield _warn(
             f"[node] data_dir {str(folder)!r} is relative: here it is {folder.absolute()}",
-            "give an absolute path: a command run in another folder makes a second, empty repository with its own vault",
+            "give an absolute path: a command run in another folder makes a second, empty repository and vault",
         )
     away = [p for p in dicom.peers if not _is_loopback(p.host)]
     if away and _is_loopback(dicom.host):

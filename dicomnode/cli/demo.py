@@ -90,8 +90,13 @@ def fill(node: RunningNode, work: Path) -> Path:
 def add(node: RunningNode, *arguments: str | Path) -> None:
     """``dicomnode index add``; what was skipped or held is said, and does not end the demo."""
     done = node.run("index", "add", *arguments)
-    for line in (done.stdout + done.stderr).splitlines():
+    for line in done.stdout.splitlines():
         say(f"    {line}", markup=False)
+    notes = done.stderr.splitlines()
+    for line in (n for n in notes if n.startswith("error:")):
+        say(f"    {line}", markup=False)
+    if any(n.startswith(("skipped:", "quarantine ")) for n in notes):
+        say("    (some files were left out, as 'dicomnode index add' says of each: no images, or not safe to keep)")
     if "error:" in done.stderr:
         raise SystemExit(1)
 
@@ -191,11 +196,12 @@ def run(*, keep_serving: bool) -> None:
                     say(f"the node goes on serving, its page is {node.url}/v/ ; Ctrl-C ends it")
                     while True:
                         time.sleep(1)
-                say("the demo's node has stopped, so the link is dead; to keep it and its page: make demo KEEP=1")
             except KeyboardInterrupt:
                 say("stopped")
             finally:
                 node.stop()
+    if not keep_serving:
+        say("the demo's node has stopped, its link leads nowhere now; to keep node and page: make demo KEEP=1")
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def test_a_terminal_gets_readable_lines(monkeypatch):
             return True
 
     before, hooks = structlog.get_config(), (sys.excepthook, ours.threading.excepthook)
-    monkeypatch.setattr(ours, "_reduce_libraries", lambda: None)  # the test run keeps its own handlers
+    monkeypatch.setattr(ours, "_reduce_libraries", lambda _handler: None)  # the test run keeps its own handlers
     out = Terminal()
     try:
         ours.configure_logging("info", stream=out)
