@@ -96,8 +96,8 @@ def find(
 ) -> None:
     """Find the results of a study.
 
-    --accession finds a study for as long as its answer is kept, from when it is answered on: the node keeps a keyed
-    hash of the number with the answer, never the number. It finds nothing for a study whose images carried none.
+    --accession finds a study from when it was answered, and for good: the node keeps a keyed hash of the number with
+    the answer, never the number. It finds nothing where the images carried none.
 
     Example: dicomnode results find --study 1.2.840.1
     Example: dicomnode results find --accession A1234
