@@ -25,6 +25,7 @@ from PIL import Image
 from rich.console import Console
 
 from dicomnode.deid.iod import is_image
+from dicomnode.report.codes import Concept
 from dicomnode.report.tree import sr_tree
 from dicomnode.telemetry.logging import configure_logging
 from dicomnode.testing import Pacs, RunningNode, Workstation, sample_repository, sample_study, write_study
@@ -35,7 +36,7 @@ ANSWER_S = 180.0
 REAL_QUERY = "ct-chest-rider-64"
 KEEP = "--keep"
 SHOWN_CASES = 3  # of the report's tree; the rest is in its file
-CASE_LINE = "Similar Case from Another Patient"
+CASE_LINE = Concept.CASE.value[1]
 say = Console(highlight=False, soft_wrap=True).print
 
 
