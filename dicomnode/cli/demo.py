@@ -37,6 +37,7 @@ REAL_QUERY = "ct-chest-rider-64"
 KEEP = "--keep"
 SHOWN_CASES = 3  # of the report's tree; the rest is in its file
 CASE_LINE = Concept.CASE.value[1]
+LEFT_OUT = ("Language of", "Observer Type", "Device Observer", "Query Image", "Comment:", "Subject Class")
 say = Console(highlight=False, soft_wrap=True).print
 
 
@@ -172,9 +173,10 @@ def show(node: RunningNode, sr: Path, sheet: Path) -> None:
 
 
 def beginning(tree: list[str]) -> list[str]:
-    """The verdict and the first cases of a report's tree."""
+    """The verdict and the first cases of a report's tree, without what identifies its objects."""
     cases = [n for n, line in enumerate(tree) if CASE_LINE in line]
-    return tree[: cases[SHOWN_CASES]] if len(cases) > SHOWN_CASES else tree
+    first = tree[: cases[SHOWN_CASES]] if len(cases) > SHOWN_CASES else tree
+    return [line for line in first if " UID: " not in line and not line.strip().startswith(LEFT_OUT)]
 
 
 def run(*, keep_serving: bool) -> None:

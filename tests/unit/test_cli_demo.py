@@ -17,6 +17,7 @@ def test_the_first_cases_are_shown_and_the_verdict_before_them():
     tree = ["report", "  verdict: similar", *case * 5]
     assert beginning(tree) == tree[: 2 + 2 * SHOWN_CASES]
     assert beginning(tree[:4]) == tree[:4]
+    assert beginning(["report", "  Query Image", "    Comment: Series 2", "    Subject UID: 2.25.1"]) == ["report"]
 
 
 @pytest.mark.parametrize(("given", "kept"), [([], False), (["KEEP=1"], True)])
