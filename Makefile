@@ -26,8 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 viewer: install ## build the viewer where it is missing or its sources changed
 	@$(BIN)/python hatch_build.py
 
-demo: viewer ## a node, a workstation and a PACS: from a study to a Structured Report
-	$(BIN)/python -m dicomnode.cli.demo
+demo: viewer ## a node, a workstation and a PACS: from a study to a Structured Report; KEEP=1 goes on serving
+	$(BIN)/python -m dicomnode.cli.demo $(if $(KEEP),--keep)
 
 test: viewer ## tests that need no extra server
 	$(PYTEST) -q -n 2 -m "not integration and not slow" tests/unit

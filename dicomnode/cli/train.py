@@ -74,7 +74,7 @@ Steps = Annotated[
 
 def _logs(config: Path | None) -> None:
     """Progress of a training goes to stderr as the node's log."""
-    configure_logging(load_settings(config).node.log_level)
+    configure_logging(load_settings(config).node.log_level, libraries=False)
 
 
 @contextmanager

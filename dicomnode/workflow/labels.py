@@ -103,7 +103,8 @@ def add_labels(ctx: Context, path: Path, progress: Progress | None = None) -> Ad
 
 def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], added: Added) -> None:
     study = ctx.vault.uid(OriginalUid(f"{issuer}/{key}"))
-    if ctx.vectors.has_study(study) and len(ctx.catalogue.known_instances(study)) >= len(rows):
+    known = {k.uid for k in ctx.catalogue.known_instances(study)}
+    if ctx.vectors.has_study(study) and len(known) >= len(rows):
         added.already += 1
         return
     pictures: list[tuple[int, LabelRow, Grey]] = []
@@ -140,13 +141,15 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
         shutil.rmtree(folder, ignore_errors=True)
     labels = sorted({row.label for _, row, _ in pictures})
     status, findings = finding_of(labels[0])
+    added.label(labels[0], status.value)
     for label in labels[1:]:
         more_status, more = finding_of(label)
+        added.label(label, more_status.value)
         findings += more
         status = FindingStatus.PRESENT if FindingStatus.PRESENT in (status, more_status) else status
     ctx.catalogue.set_findings(study, findings, status)
     added.studies += 1
-    added.instances += len(pictures)
+    added.instances += len({ref.instance for ref in refs} - known)
     added.findings += len(findings)
 
 

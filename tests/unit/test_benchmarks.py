@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.evaluation.files import TABLE
 from dicomnode.evaluation.labels import Checks, read_rows
-from dicomnode.evaluation.ledger import read_ledger
 from dicomnode.evaluation.protocols import find_protocol, open_protocol
-from dicomnode.evaluation.summaries import markdown
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(p.name for p in FOLDER.glob("*.py") if not p.name.startswith("__"))
@@ -41,12 +38,6 @@ def experiments(monkeypatch):
     """The module of the experiments."""
     monkeypatch.syspath_prepend(str(FOLDER))
     return importlib.import_module("experiments")
-
-
-def test_the_tables_of_the_evaluation_are_those_of_its_ledger(monkeypatch):
-    module = experiments(monkeypatch)
-    told = markdown(read_ledger(module.LEDGER), module.REFERENCE)
-    assert (module.PAGES / TABLE).read_text("utf-8") == told
 
 
 def test_the_leaky_queries_are_in_no_training(monkeypatch, tmp_path):
