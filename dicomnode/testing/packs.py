@@ -22,10 +22,10 @@ from dicomnode.testing.studies import sample_study, write_study
 if TYPE_CHECKING:
     from dicomnode.models.networks import CENet
 
-PATIENTS = (11, 12)  # seeds of the phantoms
+PATIENTS = (11, 12, 13)  # seeds of the phantoms
 LUNG = 0.55  # of a prepared slice: darker is air or lung
 CHANGED = 0.15  # what a finding changes by more than that is its place
-STEPS, BATCH, RATE = 60, 4, 5e-3
+STEPS, BATCH, RATE = 100, 4, 5e-3
 
 Floats = npt.NDArray[np.float32]
 

@@ -6,6 +6,7 @@ A real node with the shipped networks and a decoder trained on phantoms, and its
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,11 +31,13 @@ from playwright.sync_api import Browser, Page, expect
 from dicomnode.testing import Pacs, RunningNode, sample_repository, sample_study, write_study
 from dicomnode.testing.packs import outlining_pack
 
-MATRIX = 160
+MATRIX, SLICES = 256, 3
+WHY_MS = 90_000
 DICE = {"lungs": {"3": 0.968}, "infection": {"3": 0.653}}
 READY = "() => [...document.querySelectorAll('.pane-image')].filter(c => c.width > 0).length === 2"
 VIEW = "#case=1&tab=compare"
 NOT_A_FINDING = {"en": "not a finding, not a diagnosis", "es": "no son un hallazgo ni un diagnóstico"}
+LABEL = {"en": "Network’s outline, not a finding", "es": "Contorno de la red, no es un hallazgo"}
 
 pytestmark = BROWSER_MARKS
 
@@ -43,8 +46,8 @@ pytestmark = BROWSER_MARKS
 def site(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Site]:
     base = tmp_path_factory.mktemp("outlines")
     pack = outlining_pack(base / "pack", dice=DICE)
-    findings = sample_repository(base / "repository", 3, slices=3, matrix=MATRIX)
-    study = sample_study(3, finding="consolidation", patient_id="ASKS", seed=501, matrix=MATRIX)
+    findings = sample_repository(base / "repository", 3, slices=SLICES, matrix=MATRIX)
+    study = sample_study(SLICES, finding="consolidation", patient_id="ASKS", seed=501, matrix=MATRIX)
     files = write_study(study, base / "study")
     sections = f'[models]\npack = "{pack}"\n'
     with Pacs() as pacs, RunningNode(base / "node", pacs, quiet_s=0.5, receivers=1, sections=sections) as node:
@@ -67,10 +70,11 @@ def drawn(page: Page, which: str) -> None:
 
 
 def boxes(page: Page, which: str) -> list[list[float]]:
-    """Left, top, right and bottom of an outline in each picture, in shares of the picture as it is on the screen."""
+    """Left, top, right and bottom of an outline in each picture, in shares of it as it is on the screen; [] of none."""
     return page.evaluate(
         """which => [...document.querySelectorAll('#panel-compare .pane')].map(pane => {
             const line = pane.querySelector(`.pane-outlines .outline-line-${which}`);
+            if (line === null) return [];
             const canvas = pane.querySelector('.pane-image'), c = canvas.getBoundingClientRect();
             const scale = Math.min(c.width / canvas.width, c.height / canvas.height);
             const left = c.left + (c.width - scale * canvas.width) / 2;
@@ -83,9 +87,23 @@ def boxes(page: Page, which: str) -> list[list[float]]:
     )
 
 
+def given(site: Site, page: Page, who: str, series: int, frame: int, which: str) -> list[float] | None:
+    """The same of what the node gives for a slice; None where it outlines nothing."""
+    address = f"{site.node.url}/api/v1/results/{site.link.rsplit('/', 1)[1]}/cases/{who}/series/{series}"
+    got = page.request.get(f"{address}/frames/{frame}/masks.png")
+    mask = np.asarray(Image.open(io.BytesIO(got.body())).convert("RGB"))[..., ("lungs", "infection").index(which)] > 0
+    if not mask.any():
+        return None
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return [columns[0] / MATRIX, rows[0] / MATRIX, (columns[-1] + 1) / MATRIX, (rows[-1] + 1) / MATRIX]
+
+
+def near(found: list[float], wanted: list[float] | None) -> bool:
+    return wanted is not None and bool(np.abs(np.array(found) - wanted).max() < 0.01)
+
+
 def test_each_outline_lies_where_the_network_drew_it(site: Site) -> None:
     page = compare(site)
-    token = site.link.rsplit("/", 1)[1]
     assert page.locator(".pane-outlines path").count() == 0, "off at first"
     expect(page.locator(".outlines")).to_be_hidden()
     page.locator("#outline-lungs").click()
@@ -93,33 +111,44 @@ def test_each_outline_lies_where_the_network_drew_it(site: Site) -> None:
     expect(page.locator(".outline-state")).to_be_hidden()
     case = graph_of(site, page)["nodes"][1]["id"]
     best = case_of(site, page, case)["best"][0]
-    shown = [("query", best["query_series"], best["query_frame"]), (case, best["series"], best["frame"])]
-    for found, (who, series, frame) in zip(boxes(page, "lungs"), shown, strict=True):
-        got = page.request.get(
-            f"{site.node.url}/api/v1/results/{token}/cases/{who}/series/{series}/frames/{frame}/masks.png"
-        )
-        lungs = np.asarray(Image.open(io.BytesIO(got.body())).convert("RGB"))[..., 0] > 0
-        rows, columns = np.flatnonzero(lungs.any(1)), np.flatnonzero(lungs.any(0))
-        wanted = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / MATRIX
-        assert np.abs(np.array(found) - wanted).max() < 0.01
-    at_first = boxes(page, "lungs")
+    query, other = boxes(page, "lungs")
+    assert near(query, given(site, page, "query", best["query_series"], best["query_frame"], "lungs"))
+    assert near(other, given(site, page, case, best["series"], best["frame"], "lungs"))
     page.locator(".pane-stage").first.focus()
     page.keyboard.press("+")
     expect(page.locator(".pane-stage").first).to_have_attribute("data-zoom", "1.25")
-    assert np.abs(np.array(boxes(page, "lungs")) - at_first).max() < 0.01, "it is enlarged with the picture"
-    page.keyboard.press("0")
-    page.locator(".pane-stage").first.focus()
-    page.keyboard.press("Home")
-    expect(page.locator(".pane-place").first).to_contain_text("1 of")
-    drawn(page, "lungs")
-    assert boxes(page, "lungs")[0] != at_first[0], "each slice has its own"
+    assert near(boxes(page, "lungs")[0], query), "it is enlarged with the picture"
+    page.context.close()
+
+
+def test_each_slice_has_its_own_outlines(site: Site) -> None:
+    page = compare(site, more="&outline=lungs,infection")
+    stage = page.locator("#panel-compare .pane-stage").first
+    seen = []
+    for n in range(SLICES):
+        stage.focus()
+        page.keyboard.press("Home" if n == 0 else "ArrowDown")
+        expect(page.locator(".pane-place").first).to_have_text(f"{n + 1} of {SLICES}")
+        page.wait_for_function("() => document.querySelector('.outlines').getAttribute('aria-busy') === 'false'")
+        for which in ("lungs", "infection"):
+            wanted = given(site, page, "query", 0, n, which)
+            line = page.locator(f"#panel-compare .pane:first-child .outline-line-{which}")
+            expect(line).to_have_count(0 if wanted is None else 1)
+            nothing = f"Image in question: no {which} outlined in this slice."
+            assert (nothing in page.locator(".outline-state").inner_text()) is (wanted is None)
+            if wanted is not None:
+                assert near(boxes(page, which)[0] or [], wanted), (which, n)
+                seen.append((which, tuple(wanted)))
+    assert len(set(seen)) == len(seen), "no two slices have the same"
+    assert {which for which, _ in seen} == {"lungs", "infection"}
     page.context.close()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_it_is_said_what_they_are_and_how_good(site: Site, language: str) -> None:
     page = compare(site, language=language, more="&outline=lungs,infection")
-    drawn(page, "infection")
+    drawn(page, "lungs")
+    expect(page.locator("#panel-compare .pane-label").first).to_have_text(LABEL[language])
     said = page.locator(".outlines")
     expect(said).to_contain_text(NOT_A_FINDING[language])
     for dice in ("0.97", "0.65"):
@@ -138,7 +167,7 @@ def test_each_is_switched_by_itself_by_keyboard_and_kept_in_the_address(site: Si
     page.keyboard.press("Space")
     expect(infection).to_have_attribute("aria-pressed", "true")
     expect(lungs).to_have_attribute("aria-pressed", "false")
-    drawn(page, "infection")
+    expect(page.locator(".outline-legend")).to_have_text(re.compile("^Infection"))
     assert page.locator("#panel-compare .outline-line-lungs").count() == 0
     page.locator(".pane-stage").first.focus()
     page.keyboard.press("l")
@@ -156,10 +185,10 @@ def test_each_is_switched_by_itself_by_keyboard_and_kept_in_the_address(site: Si
 
 def test_the_regions_of_why_lie_on_what_the_networks_saw(site: Site) -> None:
     page = compare(site)
-    with page.expect_response(lambda r: "/why?" in r.url) as answer:
+    with page.expect_response(lambda r: "/why?" in r.url, timeout=WHY_MS) as answer:
         page.locator("#why").click()
     why = answer.value.json()
-    page.locator(".pane-heat").first.wait_for(state="visible")
+    page.locator(".pane-heat").first.wait_for(state="visible", timeout=WHY_MS)
     painted = page.evaluate(
         """() => [...document.querySelectorAll('.pane-heat')].map(c => {
             const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;

@@ -174,6 +174,7 @@ export class Pane {
     const drawn = OUTLINES.filter((which) => wanted.includes(which)).map((which) => {
       const way = this.traced.get(which) ?? trace(masks, which, width, height);
       this.traced.set(which, way);
+      if (way === '') return null;
       return svg(
         'g',
         { class: `outline outline-${which}` },
