@@ -9,6 +9,7 @@ dcmtk and orthanc (without orthanc its rows are left out).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -90,8 +91,12 @@ class Receivers:
 
     def cpu_s(self) -> float:
         """CPU seconds so far of all receivers and of the children they started, ended ones too."""
-        every = [p for parent in self._processes for p in (parent, *parent.children(recursive=True))]
-        return sum(t.user + t.system + t.children_user + t.children_system for t in (p.cpu_times() for p in every))
+        total = 0.0
+        for process in (p for parent in self._processes for p in (parent, *parent.children(recursive=True))):
+            with contextlib.suppress(psutil.NoSuchProcess):  # a fork that ended since: its parent counts it
+                t = process.cpu_times()
+                total += t.user + t.system + t.children_user + t.children_system
+        return total
 
     def rss(self) -> float:
         """MB of the largest receiver now."""

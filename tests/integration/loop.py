@@ -49,7 +49,11 @@ def storescu(node: RunningNode, *paths: Path, called: str = "DICOMNODE", calling
 
 
 class Storescp:
-    """DCMTK's storage SCP, writing what it receives bit by bit into a folder. ``RunningNode`` takes it as a PACS."""
+    """DCMTK's storage SCP. ``RunningNode`` takes it as a PACS.
+
+    It writes what it receives bit by bit, and moves each object into ``folder`` once it is whole: half a report can be
+    read, too, and lacks cases.
+    """
 
     def __init__(self, folder: Path, ae_title: str = "PACS") -> None:
         self.folder = folder
@@ -58,9 +62,12 @@ class Storescp:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        coming = self.folder.with_name(f"{self.folder.name}-coming")
+        for folder in (self.folder, coming):
+            folder.mkdir(parents=True, exist_ok=True)
+        moved = ["-xcr", f"mv #p/#f {self.folder}", "-xs"]
         self._process = subprocess.Popen(
-            ["storescp", "-aet", self.ae_title, "-od", str(self.folder), "+B", str(self.port)],
+            ["storescp", "-aet", self.ae_title, "-od", str(coming), "+B", *moved, str(self.port)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=ENVIRONMENT,
@@ -75,13 +82,10 @@ class Storescp:
         self._process.wait(10)
 
     def of_study(self, study_uid: str) -> list[Path]:
-        """Whole objects of one study received so far, oldest first."""
+        """Objects of one study received so far, oldest first."""
         found = []
         for path in sorted(self.folder.iterdir(), key=lambda p: p.stat().st_mtime):
-            try:
-                ds = dcmread(path, stop_before_pixels=True)
-            except Exception:  # noqa: BLE001 - being written now
-                continue
+            ds = dcmread(path, stop_before_pixels=True)
             if ds.get("StudyInstanceUID") == study_uid and "ContentSequence" in ds:
                 found.append(path)
         return found
