@@ -1,8 +1,8 @@
 """Ways to compute the default pack's vectors: python benchmarks/embed.py [--rounds N] [--images N]
 
-The pack as the node runs it, with norms folded into convolutions, by ONNX Runtime in fp32, and by ONNX Runtime in int8
-(static, calibrated on training images). Milliseconds a slice on 1 and 2 threads in batches of 1, 2 and 16; then what
-each costs in retrieval: cosine to the node's own vectors, and overlap@10 on COVID-CT (queries: validation split, index:
+The pack in torch, with norms folded into convolutions, by ONNX Runtime in fp32 as the node runs it, and by ONNX Runtime
+in int8 (static, calibrated on training images). Milliseconds a slice on 1 and 2 threads in batches of 1, 2 and 16; then
+what each costs in retrieval: cosine to torch's vectors, and overlap@10 on COVID-CT (queries: validation split, index:
 training split) where DICOMNODE_SHARED has it, else on generated slices. Prints a markdown table. The load of the
 machine is printed with it: figures from a busy machine compare nothing.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
+import logging
 import os
 import statistics
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import structlog
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -29,7 +31,8 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from dicomnode.index.exact import top_k
 from dicomnode.models.embedder import BATCH_CPU, Embedder
-from dicomnode.models.manifest import find_pack
+from dicomnode.models.fast import FastNet
+from dicomnode.models.manifest import FAST, find_pack
 from dicomnode.models.pack import synthetic_images
 from dicomnode.models.threads import wait_passively
 from dicomnode.models.training.data import load_covid_ct
@@ -79,8 +82,8 @@ def fused(network: nn.Module) -> tuple[nn.Module, int]:
     return made.to(memory_format=torch.channels_last).eval(), count  # type: ignore[call-overload]
 
 
-def by_torch(network: nn.Module) -> Embed:
-    """A torch network as ``Embed``."""
+def by_torch(network: Callable[[torch.Tensor], torch.Tensor]) -> Embed:
+    """A torch network, or one that takes and gives its tensors, as ``Embed``."""
 
     def embed(images: Floats) -> Floats:
         with torch.inference_mode():
@@ -104,7 +107,7 @@ def exported(network: nn.Module, side: int, path: Path) -> None:
 
 def quantised(path: Path, calibration: Floats) -> Path:
     """The ONNX file in int8, activations by the range they have on ``calibration``."""
-    from onnxruntime import quantization as q  # with the extra "onnx" and the package onnx
+    from onnxruntime import quantization as q  # with the package onnx
 
     class Reader(q.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
         def __init__(self, name: str) -> None:
@@ -147,19 +150,20 @@ def by_onnx(path: Path, threads: int) -> Embed:
 
 def variants(embedder: Embedder, images: Images, work: Path) -> Iterator[tuple[str, Callable[[int], Embed] | str]]:
     """Name of each variant, and what makes it for a number of threads, or why it is not there."""
-    network = embedder.pack.network
+    network, graph = embedder.pack.embedding_net, embedder.pack.folder / FAST
     folded, count = fused(network)
-    yield "as the node runs it", lambda _: by_torch(network)
-    yield f"{count} norms folded, channels last", lambda _: by_torch(folded)
+    yield "torch", lambda _: by_torch(network)
+    yield f"torch, {count} norms folded, channels last", lambda _: by_torch(folded)
+    if not graph.is_file():
+        yield "ONNX Runtime, fp32", f"the pack has no {FAST}"
+    else:  # a session takes as many threads as torch has now
+        yield "ONNX Runtime, fp32: as the node runs it", lambda _: by_torch(FastNet(graph, network))
     missing = [name for name in ONNX_PARTS if importlib.util.find_spec(name) is None]
     if missing:
-        why = f"needs {', '.join(missing)}"
-        yield "ONNX Runtime, fp32", why
-        yield "ONNX Runtime, int8", why
+        yield "ONNX Runtime, int8", f"needs {', '.join(missing)}"
         return
     path = work / "fp32.onnx"
     exported(network, embedder.side, path)
-    yield "ONNX Runtime, fp32", lambda threads: by_onnx(path, threads)
     small = quantised(path, images.index[:CALIBRATION])
     yield "ONNX Runtime, int8", lambda threads: by_onnx(small, threads)
 
@@ -193,6 +197,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=0, help="slices of each split for the retrieval (0: all)")
     arguments = parser.parse_args()
     wait_passively()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     embedder, images = Embedder.load(find_pack(PACK), "cpu"), load_images(arguments.images)
     timed = np.resize(images.queries, (TIMED, *images.queries.shape[1:]))
     columns = [f"{t} thread{'s' * (t > 1)}, batch {b}" for t in THREADS for b in BATCHES]

@@ -28,6 +28,7 @@ from dicomnode.evaluation.labels import Checks
 from dicomnode.evaluation.ledger import entries_of, file_of, write_entry
 from dicomnode.evaluation.protocols import find_protocol, open_protocol
 from dicomnode.evaluation.run import Options, evaluate
+from dicomnode.models.accelerate import accelerate
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.pack import write_pack
 from dicomnode.models.training.build import (
@@ -175,6 +176,7 @@ def pack_of(name: str, runs: Path, data: Path, *, lesion: bool = False) -> Embed
             architecture=architecture_of(cenet, network),
             compaction=compaction_of(network, DIM),
         )
+        accelerate(folder)
     return Embedder.load(folder, "cpu")
 
 

@@ -123,6 +123,29 @@ def verify(pack: Pack = "", config: Config = None, json: Json = False) -> None:
 
 
 @app.command()
+def accelerate(pack: Pack, config: Config = None, json: Json = False) -> None:
+    """Let ONNX Runtime compute a pack's vectors: the same ones, in about half the time (needs dicomnode[train]).
+
+    Writes fast.onnx into the pack's folder and names it in the manifest; the model id stays. For packs of
+    "train xception"; a node uses it from its next start.
+
+    Example: dicomnode models accelerate /data/packs/mine
+    """
+    from dicomnode.models.accelerate import accelerate as write_graph
+    from dicomnode.models.manifest import find_pack, read_manifest
+
+    node = open_node(config)
+    folder = find_pack(pack, node.pack_folders)
+    worst = write_graph(folder)
+    manifest = read_manifest(folder)
+    if json:
+        said = {"name": manifest.name, "model_id": manifest.model_id, "path": str(folder), "least_cosine": worst}
+        print_json(said)
+    else:
+        out.print(f"{manifest.name}: {folder} computes its vectors by ONNX Runtime (cosine to torch {worst:.7f})")
+
+
+@app.command()
 def pack(
     file: Annotated[Path, typer.Argument(help="A .pt2 (torch.export.save) or .onnx file of an origin you trust.")],
     name: Annotated[str, typer.Option(help="What the pack is called: lower case letters, digits, . _ -")],

@@ -217,6 +217,7 @@ def xception(
     with _problems_told():
         figures = train_xception(options)
     if pack is not None:
+        from dicomnode.models.accelerate import accelerate, missing_parts
         from dicomnode.models.training.build import BuildOptions, build_pack
 
         command = (
@@ -226,6 +227,8 @@ def xception(
             data=source, out=pack, checkpoint=figures["checkpoint"], name=pack.name, commands=(command,)
         )
         figures = {**figures, "model_id": build_pack(built).manifest.model_id}
+        if not missing_parts():
+            accelerate(pack)
     _report(figures, json)
 
 

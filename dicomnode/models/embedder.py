@@ -105,7 +105,7 @@ class Embedder:
         out = np.empty((len(checked), self.dim), dtype=np.float32)
         with torch.inference_mode():
             for at, batch in self._batches(checked):
-                out[at : at + len(batch)] = self.pack.network(batch).cpu().numpy()
+                out[at : at + len(batch)] = self.pack.vectors(batch).cpu().numpy()
         return out
 
     def grid(self, images: Floats) -> Floats:

@@ -23,6 +23,7 @@ GOLDEN = "golden.safetensors"
 CARD = "card.md"
 SEGMENTATION = "segmentation.safetensors"  # optional; see ``dicomnode.models.segmentation``
 MASKS = ("lungs", "infection")  # what it outlines, in the order of the network's channels
+FAST = "fast.onnx"  # optional; see ``dicomnode.models.fast``
 GRAPH = "graph.json"
 ONNX = "model.onnx"
 CENET_XCEPTION, TORCH_EXPORT, ONNX_KIND = "cenet-xception", "torch-export", "onnx"

@@ -7,23 +7,13 @@ of custom operators is registered, so an ONNX file can name data and operators o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from dicomnode.errors import PackError
-
-INSTALL = "pip install 'dicomnode[onnx]'"
-
-
-def _runtime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as exc:
-        raise PackError("is an ONNX pack, and ONNX Runtime is not installed", advice=INSTALL) from exc
-    return onnxruntime
 
 
 class OnnxNet(nn.Module):
@@ -32,23 +22,19 @@ class OnnxNet(nn.Module):
     Raises
     ------
     PackError
-        ONNX Runtime is not installed, or cannot use the file. ``place`` is the file.
+        ONNX Runtime cannot use the file. ``place`` is the file.
     """
 
     def __init__(self, path: Path, device: str, side: int) -> None:
         super().__init__()
-        try:
-            ort = _runtime()
-        except PackError as exc:
-            raise PackError(exc.line, place=str(path), advice=exc.advice) from exc
-        options = ort.SessionOptions()
+        options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # its lines would go beside the node's own log
         providers = ["CPUExecutionProvider"]
-        if device == "cuda" and "CUDAExecutionProvider" in ort.get_available_providers():
+        if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, "CUDAExecutionProvider")
         try:
-            self._session = ort.InferenceSession(path.read_bytes(), options, providers=providers)
+            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=providers)
         except Exception as exc:  # its classes are of its binary module and derive from Exception alone
             raise PackError(f"ONNX Runtime cannot use the file ({type(exc).__name__})", place=str(path)) from exc
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()

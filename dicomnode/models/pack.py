@@ -7,7 +7,7 @@ changed library or a broken device is found before the first study, not in its a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dicomnode.errors import PackError
+from dicomnode.models.fast import FastNet
 from dicomnode.models.manifest import (
     CARD,
     CENET_XCEPTION,
+    FAST,
     GOLDEN,
     GRAPH,
     MANIFEST,
@@ -73,12 +75,20 @@ class Pack:
         float32 [n, side, side] in 0..1 -> unit vectors float32 [n, dim].
     cenet : CENet or None
         Encoder of the network with the decoder that outlines lungs and infection, where the pack has one.
+    fast : FastNet or None
+        The network again, through ONNX Runtime, where the pack has its graph and the device is the processor.
     """
 
     folder: Path
     manifest: Manifest
     network: nn.Module
     cenet: CENet | None = None
+    fast: FastNet | None = None
+
+    @property
+    def vectors(self) -> Callable[[Tensor], Tensor]:
+        """The quickest way to the vectors of images, as ``network``."""
+        return self.network if self.fast is None else self.fast
 
     @property
     def embedding_net(self) -> EmbeddingNet:
@@ -97,13 +107,14 @@ class Pack:
         )
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> Pack:
+    def load(cls, folder: Path, device: str = "cpu", *, fast: bool = True) -> Pack:
         """Verify every file, build the networks and check the golden vectors.
 
         Parameters
         ----------
         folder : folder with manifest.json, the file of weights, golden.safetensors, card.md.
         device : a torch device that exists.
+        fast : False: without ONNX Runtime, whatever the pack has.
 
         Raises
         ------
@@ -120,7 +131,12 @@ class Pack:
             )
         verify_files(folder, manifest)
         network = load_network(folder, manifest.identity, manifest.kind, device)
-        _check_golden(network, read_tensors(folder / GOLDEN), folder, device)
+        golden = read_tensors(folder / GOLDEN)
+        _check_golden(network, golden, folder, device)
+        runtime = None
+        if fast and FAST in manifest.files and device == "cpu" and isinstance(network, EmbeddingNet):
+            runtime = FastNet(folder / FAST, network)
+            _check_golden(runtime, golden, folder, device)
         cenet = None
         if manifest.segmentation is not None and isinstance(network, EmbeddingNet):
             config = CENetConfig(**manifest.identity["architecture"]["cenet"])
@@ -128,7 +144,7 @@ class Pack:
                 cenet = of_network(config, network)
             else:
                 cenet = load_segmentation(folder, config, network.encoder, synthetic_images(), device)
-        return cls(folder, manifest, network, cenet)
+        return cls(folder, manifest, network, cenet, runtime)
 
 
 class UnitNet(nn.Module):
@@ -149,7 +165,7 @@ def load_network(folder: Path, identity: Mapping[str, Any], kind: str, device: s
     Raises
     ------
     PackError
-        Its files do not make a network, or ONNX Runtime is needed and not installed.
+        Its files do not make a network.
     """
     network: nn.Module
     if kind == CENET_XCEPTION:
@@ -199,7 +215,7 @@ def _network(identity: Mapping[str, Any], tensors: dict[str, Tensor], folder: Pa
     return network
 
 
-def _check_golden(network: nn.Module, golden: dict[str, Tensor], folder: Path, device: str) -> None:
+def _check_golden(network: Callable[[Tensor], Tensor], golden: dict[str, Tensor], folder: Path, device: str) -> None:
     try:
         images, expected = golden["images"], golden["vectors"]
     except KeyError as e:

@@ -171,7 +171,7 @@ def texts() -> Iterator[Path]:
     folders = ("dicomnode", "docs", "config", "scripts", "tests", "benchmarks", ".ci")
     inside = [p for f in folders for p in (ROOT / f).rglob("*") if "__pycache__" not in p.parts]
     for path in [*inside, *ROOT.glob("*"), *ROOT.glob(".*")]:
-        binary = path.suffix in (".safetensors", ".png", ".webp", ".pyc") or path.name == Path(__file__).name
+        binary = path.suffix in (".safetensors", ".onnx", ".png", ".webp", ".pyc") or path.name == Path(__file__).name
         if path.is_file() and not binary:
             yield path
 

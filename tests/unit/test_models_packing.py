@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -297,16 +296,6 @@ def test_a_graph_forgets_what_it_no_longer_needs(module: nn.Module) -> None:
 
 
 class TestOnnx:
-    def test_without_onnx_runtime_it_says_what_to_install(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setitem(sys.modules, "onnxruntime", None)  # Python's own way to say: not installed
-        (tmp_path / "small.onnx").write_bytes(b"any")
-        with pytest.raises(PackError, match=r"dicomnode\[onnx\]") as caught:
-            pack_file(tmp_path / "small.onnx", tmp_path / "pack", OPTIONS)
-        one_line(caught.value)
-        assert [p.name for p in tmp_path.iterdir()] == ["small.onnx"]
-
     @pytest.fixture
     def exported(self, module: nn.Module, tmp_path: Path) -> Path:
         for name in ("onnxruntime", "onnx", "onnxscript"):

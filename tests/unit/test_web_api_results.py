@@ -18,7 +18,7 @@ from PIL import Image
 from pydicom import dcmread
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from workflow_samples import job_of, process
+from workflow_samples import job_of, pooled_pack, process
 
 from dicomnode.archive import schema as tables
 from dicomnode.config import Auth
@@ -631,15 +631,16 @@ class TestMasks:
         assert (response.status_code, response.json()["code"]) == (503, "busy")
         site.side.close()
 
-    def test_a_pack_without_a_decoder_offers_none_and_that_is_no_fault(self, own):
-        if own.node.models.active().manifest.segmentation is not None:
-            pytest.skip("the shipped pack outlines")
-        assert own.get().json()["outlines"] is None
-        handle = own.handle()
-        assert own.get(f"/cases/{handle}").json()["series"][0]["outlined"] is False
-        response = own.get(f"/cases/{handle}/series/0/frames/0/masks.png")
+    def test_a_pack_without_a_decoder_offers_none_and_that_is_no_fault(self, copied, tmp_path):
+        make, jobs = copied
+        site = Site(make(models={"pack": str(pooled_pack(tmp_path / "pooled"))}), jobs[0])
+        assert site.get().json()["outlines"] is None
+        handle = site.handle()
+        assert site.get(f"/cases/{handle}").json()["series"][0]["outlined"] is False
+        response = site.get(f"/cases/{handle}/series/0/frames/0/masks.png")
         assert (response.status_code, response.json()["code"]) == (404, "not-found")
         assert "outlines nothing" in response.json()["detail"]
+        site.side.close()
 
 
 class TestSheets:

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
-from torch import Tensor, nn
-from workflow_samples import job_of, process
+from workflow_samples import POOLED_DIM, job_of, pooled_pack, process
 
 from dicomnode.archive import schema as tables
 from dicomnode.domain import PseudoUid, Role
 from dicomnode.errors import Busy, InputError, ModelMismatch, StorageFull
 from dicomnode.index import takeover as index_side
-from dicomnode.models.packing import CARD_SECTIONS, PackOptions, keep_pack, pack_module
+from dicomnode.models.packing import keep_pack
 from dicomnode.node import ACTIVE_PACK, Node
 from dicomnode.testing import sample_repository, sample_study
 from dicomnode.workflow import takeover
@@ -26,22 +25,13 @@ from dicomnode.workflow.labels import add_labels
 from dicomnode.workflow.models import Model
 from dicomnode.workflow.takeover import TakenOver, carry, settle, take_over
 
-CARD = "".join(f"## {section}\n\nof a test\n\n" for section in CARD_SECTIONS)
-STUDIES, SLICES, DIM = 4, 2, 8
+STUDIES, SLICES = 4, 2
 SETTLED = ("deid", "archive", "embed", "index", "retrieve")
-
-
-class Pooled(nn.Module):
-    """A model in a few lines: the mean of each of eight bands of a slice."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.reshape(images.shape[0], DIM, -1).mean(2) + 0.01
 
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    options = PackOptions(name="pooled", dim=DIM, card=CARD)
-    return pack_module(Pooled(), tmp_path_factory.mktemp("pack") / "pooled", options).folder
+    return pooled_pack(tmp_path_factory.mktemp("pack") / "pooled")
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +198,7 @@ def test_a_study_in_work_whose_model_was_discarded_is_embedded_again(filled: Nod
     process(filled, job, ("index", "retrieve"))
     stored = filled.answers.by_id(filled.spool.job(job).answer_id)
     assert stored.model_id == new.model_id
-    assert {len(s.vector) for s in filled.answers.slices(stored.id)} == {DIM}
+    assert {len(s.vector) for s in filled.answers.slices(stored.id)} == {POOLED_DIM}
 
 
 def test_pictures_of_a_labels_file_are_carried_as_they_were_indexed(node: Node, pack: Path, tmp_path: Path) -> None:

@@ -42,9 +42,13 @@ class Compaction(nn.Module):
         self._rows: Tensor | None = None
 
     def forward(self, full: Tensor) -> Tensor:
-        if self._rows is None or self._rows.device != full.device:
-            self._rows = self.components.to(full.device, torch.float32) * self.scale[:, None]
-        return functional.normalize((full - self.mean) @ self._rows.T, dim=1)
+        return functional.normalize((full - self.mean) @ self.rows(full.device).T, dim=1)
+
+    def rows(self, device: torch.device) -> Tensor:
+        """The components as float32 [dim, full_dim] on a device, made once."""
+        if self._rows is None or self._rows.device != device:
+            self._rows = self.components.to(device, torch.float32) * self.scale[:, None]
+        return self._rows
 
     @torch.no_grad()
     def fit(self, full: Tensor) -> float:
