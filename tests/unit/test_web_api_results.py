@@ -631,9 +631,11 @@ class TestMasks:
         assert (response.status_code, response.json()["code"]) == (503, "busy")
         site.side.close()
 
-    def test_a_pack_without_a_decoder_offers_none_and_that_is_no_fault(self, copied, tmp_path):
-        make, jobs = copied
-        site = Site(make(models={"pack": str(pooled_pack(tmp_path / "pooled"))}), jobs[0])
+    def test_a_pack_without_a_decoder_offers_none_and_that_is_no_fault(self, make_node, tmp_path):
+        node = make_node(tmp_path, models={"pack": str(pooled_pack(tmp_path / "pooled"))})
+        write_study(sample_study(2, matrix=64, patient_id="CT", seed=5), tmp_path / "ct")
+        add_paths(node.context, [tmp_path / "ct"], {})
+        site = Site(node, asked(node, slices=2))
         assert site.get().json()["outlines"] is None
         handle = site.handle()
         assert site.get(f"/cases/{handle}").json()["series"][0]["outlined"] is False
