@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dicomnode.domain import ModelId, PseudoUid
     from dicomnode.index.repository import VectorIndex
     from dicomnode.models.embedder import Embedder
+    from dicomnode.models.gate import Gate
     from dicomnode.models.manifest import Manifest
     from dicomnode.scp.server import Service
     from dicomnode.scp.spool import Spool
@@ -340,6 +341,13 @@ class Node:
         ]
 
     @cached_property
+    def gate(self) -> Gate:
+        """The input gate that comes with this version; the same for every model."""
+        from dicomnode.models.gate import Gate
+
+        return Gate.load()
+
+    @cached_property
     def recipe(self) -> Recipe:
         """The compiled de-identification recipe."""
         from dicomnode.deid.recipe import compile_recipe
@@ -365,7 +373,8 @@ class Node:
             catalogue=self.catalogue,
             answers=self.answers,
             quarantine=self.quarantine,
-            embedder=StudyEmbedder(model.model_id, model.embedder),
+            gate=self.gate,
+            embedder=StudyEmbedder(model.model_id, model.embedder, self.gate),
             vectors=model.index,
             retriever=model.index.retriever,
             reporter=self.reporter,

@@ -22,28 +22,9 @@ from dicomnode.errors import InputError
 from dicomnode.models.frames import FrameHeader, frame_header, number_of_frames
 
 AXIAL_COS = 0.8  # a gantry or table tilt of up to 37 degrees is still axial
-# Modalities whose images are projections: that they have no slice geometry is no fault (PS3.3 C.7.3.1.1.1).
-PROJECTIONS = frozenset({"CR", "DX", "MG", "IO", "PX", "RF", "XA", "US", "IVUS", "NM", "ES", "XC", "OP", "GM", "SM"})
-# Objects with rows and columns that show no patient, or nothing an image network can compare.
-NO_IMAGE_MODALITIES = frozenset(
-    {
-        "SR",
-        "KO",
-        "PR",
-        "SEG",
-        "RTDOSE",
-        "RTSTRUCT",
-        "RTPLAN",
-        "RTRECORD",
-        "REG",
-        "FID",
-        "RWV",
-        "DOC",
-        "ECG",
-        "AU",
-        "PLAN",
-    }
-)
+# What the node compares are slices of these; an absent modality (Type 1 in every image) is left to the pixels.
+SLICE_MODALITIES = frozenset({"CT", "MR", ""})
+A_MODALITY = re.compile(r"[A-Z]{2,9}")  # defined terms of PS3.3 C.7.3.1.1.1; anything else is not repeated
 SECONDARY_CAPTURE = re.compile(r"^1\.2\.840\.10008\.5\.1\.4\.1\.1\.7(\.|$)")
 SCREEN = re.compile(r"dose|patient protocol|screen ?save|protocol page|exam summary", re.IGNORECASE)
 LOCALIZER = re.compile(r"localizer|localiser|scout|topogram|surview|scanogram|\bloc\b", re.IGNORECASE)
@@ -72,12 +53,11 @@ class Tier(IntEnum):
     """Kinds of images, best first; a study is answered from the best kind it holds."""
 
     AXIAL = 0
-    PROJECTION = 1
-    AXIAL_DERIVED = 2
-    OTHER_PLANE = 3
-    REFORMAT = 4
-    NO_GEOMETRY = 5
-    LOCALIZER = 6
+    AXIAL_DERIVED = 1
+    OTHER_PLANE = 2
+    REFORMAT = 3
+    NO_GEOMETRY = 4
+    LOCALIZER = 5  # never taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +136,15 @@ def _refusal(ds: Dataset) -> tuple[str, str] | None:
     modality = str(ds.get("Modality") or "").upper()
     if not ds.get("Rows") or not ds.get("Columns"):
         return "not-an-image", "the object holds no image"
-    if modality in NO_IMAGE_MODALITIES:
-        return "unsupported-kind", f"{modality} objects show no image to compare"
+    if modality not in SLICE_MODALITIES:
+        named = modality if A_MODALITY.fullmatch(modality) else "such"
+        return "unsupported-kind", f"{named} objects hold no CT or MR slices"
     types = {str(v).upper() for v in (ds.get("ImageType") or ())}
     words = f"{ds.get('SeriesDescription') or ''} {' '.join(types)}"
     capture = SECONDARY_CAPTURE.match(str(ds.get("SOPClassUID") or "")) is not None
     if "SCREEN SAVE" in types or (SCREEN.search(words) and (capture or "DERIVED" in types or "SECONDARY" in types)):
         return "dose-screen", "a screen of dose or protocol data"
-    if capture and modality in {"CT", "MR", "PT"}:
+    if capture:
         return "secondary-capture", "a captured screen, not an acquired image"
     return None
 
@@ -196,10 +177,8 @@ def _place(head: FrameHeader) -> tuple[float | None, tuple[float | int, ...]]:
 
 def _tier(head: FrameHeader, series: SeriesHeader) -> Tier:
     types = set(head.image_type)
-    if "LOCALIZER" in types or (series.modality in {"CT", "MR", "PT"} and LOCALIZER.search(series.description)):
+    if "LOCALIZER" in types or (LOCALIZER.search(series.description)):
         return Tier.LOCALIZER
-    if series.modality in PROJECTIONS:
-        return Tier.PROJECTION
     normal = head.normal
     if normal is None or head.position is None:
         return Tier.NO_GEOMETRY

@@ -1,7 +1,7 @@
 """Which series of a study are embedded, and which of their slices: decided from headers alone, never from pixels.
 
 A study has five to ten series; at most two are taken: axial originals first, a lung kernel before others. Localizers,
-dose screens and reformats are left out unless nothing else is there, and the choice says so. Slices are ordered by
+dose screens and other modalities are never taken, reformats only where nothing else is there, and the choice says so. Slices are ordered by
 ImagePositionPatient along the normal, never by InstanceNumber where geometry exists. Facts: PS3.3 C.7.6.1.1.2
 (ImageType), C.7.6.2.1.1 (orientation), C.8.2.1 (kernel).
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dicomnode.domain import PseudoUid
+from dicomnode.domain import NO_DICOM, NO_IMAGES, ONLY_OTHERS, PseudoUid
 from dicomnode.models.headers import Plane, SeriesHeader, Tier, read_planes
 
 KEY_SLICES = 24
@@ -35,6 +35,7 @@ class NoSearch(StrEnum):
     NO_IMAGES = "no-images"
     UNSUPPORTED_KIND = "unsupported-kind"
     UNREADABLE = "unreadable"
+    NO_SLICE = "no-slice"  # by its pixels: the input gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +81,11 @@ class StudyChoice:
 
 _WHY = {
     Tier.AXIAL: ("axial-original", "axial original images"),
-    Tier.PROJECTION: ("projection", "images without slice geometry, as this modality makes them"),
     Tier.AXIAL_DERIVED: ("axial-derived", "axial derived images, as there are no axial originals"),
     Tier.OTHER_PLANE: ("other-plane", "originals in another plane, as there are no axial images"),
     Tier.REFORMAT: ("reformat", "reformatted images, as there are no originals"),
     Tier.NO_GEOMETRY: ("no-geometry", "images without slice geometry, as there are no others"),
-    Tier.LOCALIZER: ("localizer-only", "localizers, as the study holds nothing else"),
+    Tier.LOCALIZER: ("localizer", "localizers"),
 }
 
 
@@ -115,6 +115,12 @@ def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES) -> StudyChoice:
     for plane in read.planes:
         by_series[plane.series.uid].append(plane)
     stacks = [_Stack.of(planes) for planes in by_series.values()]
+    passed += [
+        Passed(PseudoUid(s.series.uid), "localizer", "localizers are never compared", s.n_instances)
+        for s in stacks
+        if s.tier is Tier.LOCALIZER
+    ]
+    stacks = [s for s in stacks if s.tier is not Tier.LOCALIZER]
     if not stacks:
         return _nothing(passed)
     best = min(s.tier for s in stacks)
@@ -133,22 +139,18 @@ def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES) -> StudyChoice:
 def _nothing(passed: Sequence[Passed]) -> StudyChoice:
     reasons = {p.reason for p in passed}
     if not reasons:
-        return StudyChoice((), (), NoSearch.NO_IMAGES, "The study holds no images.")
+        return StudyChoice((), (), NoSearch.NO_IMAGES, NO_IMAGES)
     if reasons <= {"unreadable", "not-dicom"}:
-        why = "No file of the study can be read as DICOM."
-        return StudyChoice((), tuple(passed), NoSearch.UNREADABLE, why)
+        return StudyChoice((), tuple(passed), NoSearch.UNREADABLE, NO_DICOM)
     if "not-an-image" in reasons and reasons <= {"not-an-image", "unreadable", "not-dicom"}:
-        return StudyChoice((), tuple(passed), NoSearch.NO_IMAGES, "The study holds no images.")
-    why = "The study holds only images that cannot be compared (dose screens, segmentations, plans)."
-    return StudyChoice((), tuple(passed), NoSearch.UNSUPPORTED_KIND, why)
+        return StudyChoice((), tuple(passed), NoSearch.NO_IMAGES, NO_IMAGES)
+    return StudyChoice((), tuple(passed), NoSearch.UNSUPPORTED_KIND, ONLY_OTHERS)
 
 
 def _passed_over(stack: _Stack, best: Tier) -> tuple[str, str]:
     reason, what = _WHY[stack.tier]
     if stack.tier != best:
-        return reason.removesuffix(
-            "-only"
-        ), f"{what.split(', as')[0]} are passed over, as the study has {_WHY[best][1].split(', as')[0]}"
+        return reason, f"{what.split(', as')[0]} are passed over, as the study has {_WHY[best][1].split(', as')[0]}"
     return "enough-series", "two better series of the same kind were chosen"
 
 

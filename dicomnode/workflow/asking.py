@@ -22,6 +22,7 @@ from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import Answer, OriginalUid, Pseudonym, PseudoUid, SliceRef, Verdict, VerdictKind
 from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull, UploadRefused
 from dicomnode.index.cases import QueryStudy
+from dicomnode.models.gate import decide
 from dicomnode.models.pictures import clean_picture, is_picture
 from dicomnode.models.preprocess import prepare_picture
 from dicomnode.workflow.context import Context
@@ -184,6 +185,10 @@ def embed(ctx: Context, inputs: Inputs, cleaned: Sequence[Path]) -> Question:
     if inputs.is_picture:
         pixels = prepare_picture(cleaned[0]).pixels
         said: dict[str, object] = {"kind": "image", "modality": "", "slices": 1, "series": []}
+        refused = decide(ctx.gate.see(pixels[None]))
+        if refused is not None:
+            nothing = QueryStudy(slices=(), vectors=np.empty((0, 0), np.float32), model_id=ctx.embedder.model_id)
+            return Question(nothing, (), (), said | {"slices": 0}, refused.why)
         one = (SliceRef(PICTURE, PseudoUid(""), PseudoUid(""), Pseudonym("")),)
         query = QueryStudy(slices=one, vectors=ctx.embedder.embed_images(pixels[None]), model_id=ctx.embedder.model_id)
         return Question(query, one, tuple(cleaned), said)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # every process of the node needs the folders, only a worker 
     from dicomnode.errors import DicomnodeError
     from dicomnode.index.cases import QueryStudy
     from dicomnode.index.takeover import Source
-    from dicomnode.models.study import See, StudyEmbedding
+    from dicomnode.models.study import See, Sees, StudyEmbedding
     from dicomnode.scp.spool import Spool
     from dicomnode.telemetry.metrics import Metrics
     from dicomnode.workflow.models import Models
@@ -49,7 +49,7 @@ class EmbedPort(Protocol):
     @property
     def model_id(self) -> ModelId: ...
 
-    def embed_study(self, paths: Sequence[Path], see: See | None = None) -> StudyEmbedding: ...
+    def embed_study(self, paths: Sequence[Path], see: See | None = None, *, gated: bool = True) -> StudyEmbedding: ...
 
     def embed_images(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
 
@@ -150,6 +150,7 @@ class Context:
     catalogue: Catalogue
     answers: Answers
     quarantine: Quarantine
+    gate: Sees
     embedder: EmbedPort
     vectors: VectorPort
     retriever: RetrievePort

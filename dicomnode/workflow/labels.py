@@ -33,6 +33,7 @@ from dicomnode.domain import (
     SliceRef,
 )
 from dicomnode.errors import DicomnodeError, InputError
+from dicomnode.models.gate import decide
 from dicomnode.models.preprocess import is_dicom, picture_pixels, prepare_dicom, prepare_picture
 from dicomnode.workflow.captures import LABELS
 from dicomnode.workflow.context import Context, Progress
@@ -109,7 +110,12 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
     pictures: list[tuple[int, LabelRow, Grey]] = []
     for number, row in enumerate(rows, start=1):  # by its row: the others may become readable later
         try:
-            pictures.append((number, row, read_picture(row.path)))
+            picture = read_picture(row.path)
+            refused = decide(ctx.gate.see(picture_pixels(Image.fromarray(picture))[None]))
+            if refused is None:
+                pictures.append((number, row, picture))
+            else:
+                added.skip(f"not searchable: {refused.why.rstrip('.')}")
         except InputError as exc:
             added.skip(exc.line)
         except DicomnodeError as exc:
