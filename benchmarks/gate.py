@@ -1,9 +1,9 @@
 """The input gate, fitted and measured: python -m benchmarks.gate fit|measure [--sources DIR] [--seed N]
 
-``fit`` trains the small network on the sources of ``gate_data.FIT`` and writes ``dicomnode/models/gate.safetensors``: each
-image as it is and several times distorted; a slice passes above a threshold set on slices kept apart from fitting. ``measure``
-prints error rates by source of ``gate_data.TEST``, with Wilson 95 % intervals, as a markdown table: slices that are
-refused, and other images that pass. Runs on one thread; the same seed gives the same table up to the last digits of sums.
+``fit`` trains the small network on the sources of ``gate_data.FIT`` and writes ``dicomnode/models/gate.safetensors``:
+each image as it is and several times distorted; a slice passes above a threshold set on slices kept apart from fitting.
+``measure`` prints error rates by source of ``gate_data.TEST``, with Wilson 95 % intervals, as a markdown table: slices
+that are refused, and other images that pass. Runs on one thread, seeded; sums may differ in their last digits.
 """
 
 from __future__ import annotations
@@ -152,13 +152,21 @@ def fit(sources: Sequence[Source], seed: int, path: Path) -> None:
         twice = np.concatenate([kept, *(np.stack([distorted(i, rng) for i in kept]) for _ in range(2))])
         p.append(np.quantile(gate.probabilities(twice)[:, 0], [0.0, 0.005, 0.01, 0.05, 0.5]))
         print("kept apart", len(kept), p[-1].round(3))
-    every = np.concatenate([gate.probabilities(np.concatenate([k, np.stack([distorted(i, rng) for i in k])]))[:, 0] for k in apart])
+    every = np.concatenate(
+        [gate.probabilities(np.concatenate([k, np.stack([distorted(i, rng) for i in k])]))[:, 0] for k in apart]
+    )
     threshold = round(float(np.clip(np.quantile(every, REFUSED_APART), 0.02, 0.5)), 3)
     write(network, threshold, path)
     print(f"threshold {threshold}: written {path}, {path.stat().st_size} bytes")
 
 
-CLASS_SHARES = {ImageKind.PHOTOGRAPH: 0.4, ImageKind.PAGE: 0.2, ImageKind.RADIOGRAPH: 0.2, ImageKind.ULTRASOUND: 0.12, ImageKind.NOISE: 0.08}
+CLASS_SHARES = {
+    ImageKind.PHOTOGRAPH: 0.4,
+    ImageKind.PAGE: 0.2,
+    ImageKind.RADIOGRAPH: 0.2,
+    ImageKind.ULTRASOUND: 0.12,
+    ImageKind.NOISE: 0.08,
+}
 
 
 def rate(wrong: int, n: int) -> str:
@@ -171,7 +179,9 @@ def measure(sources: Sequence[Source], seed: int) -> None:
     """Print the tables."""
     gate = Gate.load()
     print(f"threshold {gate.threshold}, load {os.getloadavg()[0]:.1f}\n")
-    print("| source | what it is | n | wrong | refused (slices) or passed (others), Wilson 95 % |\n|---|---|---|---|---|")
+    print(
+        "| source | what it is | n | wrong | refused (slices) or passed (others), Wilson 95 % |\n|---|---|---|---|---|"
+    )
     totals: dict[bool, list[int]] = {True: [0, 0], False: [0, 0]}
     for source in sources:
         real = source.kind is ImageKind.SLICE

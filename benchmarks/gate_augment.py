@@ -55,7 +55,9 @@ def framed(image: Grey, rng: np.random.Generator) -> Grey:
 def photographed(image: Grey, rng: np.random.Generator) -> Grey:
     """A telephone's photograph of a screen: seen askew, unevenly lit, dull, with moire, soft and noisy."""
     corners = np.array([[0, 0], [0, SIDE], [SIDE, SIDE], [SIDE, 0]]) + rng.uniform(-22, 22, (4, 2))
-    quad = Image.fromarray(image).transform((SIDE, SIDE), Image.Transform.QUAD, tuple(corners.ravel()), Image.Resampling.BILINEAR)
+    quad = Image.fromarray(image).transform(
+        (SIDE, SIDE), Image.Transform.QUAD, tuple(corners.ravel()), Image.Resampling.BILINEAR
+    )
     y, x = np.mgrid[0 : 1 : SIDE * 1j, 0 : 1 : SIDE * 1j]
     light = 1 + rng.uniform(-0.25, 0.25) * x + rng.uniform(-0.25, 0.25) * y
     angle, waves = rng.uniform(0, np.pi), rng.uniform(20, 100)

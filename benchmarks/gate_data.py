@@ -1,7 +1,7 @@
 """Images that the input gate is fitted and measured on, by source: docs/evaluation.md says where each comes from.
 
-``DICOMNODE_SHARED`` holds the slices of CT and MR; a folder of sources holds the rest, each in the folder named here. No
-source and no patient is on both sides. What is absent is left out and said.
+``DICOMNODE_SHARED`` holds most slices of CT and MR; a folder of sources holds the rest, each in the folder named here.
+No source and no patient is on both sides. What is absent is left out and said.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def sample(paths: Sequence[Path], count: int, rng: np.random.Generator) -> list[
 
 
 def dicom(paths: Iterable[Path], modalities: Sequence[str | None], most: int = 4) -> Iterator[NDArray[np.floating]]:
-    """Prepared frames of DICOM files of these modalities, at most ``most`` of a file; no localizers, screens, reports."""
+    """Prepared frames of DICOM files of these modalities, at most ``most`` of a file; no localizers, no screens."""
     for path in sorted(paths):
         try:
             ds = dcmread(path, stop_before_pixels=True)
@@ -217,9 +217,10 @@ def fonts() -> list[Path]:
 
 
 WORDS = (
-    "patient report findings the lungs are clear no effusion heart size normal impression dose length product "
-    "total exposure protocol series kVp mAs scan date hospital radiology conclusion informe paciente sin hallazgos"
-).split()
+    *("patient", "report", "findings", "the lungs", "are clear", "no effusion", "heart size", "normal", "impression"),
+    *("dose", "length", "product", "total exposure", "protocol", "series", "kVp", "mAs", "scan", "date", "hospital"),
+    *("radiology", "conclusion", "informe", "paciente", "sin hallazgos"),
+)
 
 
 def pages(_: Path, __: Path, rng: np.random.Generator) -> Iterator[NDArray[np.floating]]:
@@ -319,7 +320,9 @@ def sector_scans(_: Path, sources: Path, rng: np.random.Generator) -> Iterator[N
         else:
             at, along = x / rng.uniform(0.7, 1) + 0.5, (y - 0.05) / 0.9
         inside = (at >= 0) & (at < 1) & (along >= 0) & (along < 1)
-        out = np.where(inside, beam[(along.clip(0, 0.999) * depth).astype(int), (at.clip(0, 0.999) * beams).astype(int)], 0)
+        out = np.where(
+            inside, beam[(along.clip(0, 0.999) * depth).astype(int), (at.clip(0, 0.999) * beams).astype(int)], 0
+        )
         canvas = Image.fromarray(as_bytes(out))
         if rng.random() < 0.6:
             draw = ImageDraw.Draw(canvas)

@@ -106,7 +106,9 @@ _REFUSALS: dict[str, tuple[str, str, str, dict[ImageKind, str]]] = {
 # Of a study, by its headers alone.
 NO_IMAGES = "The study holds no images."
 NO_DICOM = "No file of the study can be read as DICOM."
-ONLY_OTHERS = "The study holds no CT or MR slices, only other images (other modalities, localizers, captures, dose screens)."
+ONLY_OTHERS = (
+    "The study holds no CT or MR slices, only other images (other modalities, localizers, captures, dose screens)."
+)
 _SPANISH = {
     NO_IMAGES: "El estudio no contiene imágenes.",
     NO_DICOM: "Ningún archivo del estudio puede leerse como DICOM.",

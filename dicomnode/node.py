@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from dicomnode.domain import ModelId, PseudoUid
     from dicomnode.index.repository import VectorIndex
     from dicomnode.models.embedder import Embedder
-    from dicomnode.models.gate import Gate
     from dicomnode.models.manifest import Manifest
     from dicomnode.scp.server import Service
     from dicomnode.scp.spool import Spool
@@ -341,13 +340,6 @@ class Node:
         ]
 
     @cached_property
-    def gate(self) -> Gate:
-        """The input gate that comes with this version; the same for every model."""
-        from dicomnode.models.gate import Gate
-
-        return Gate.load()
-
-    @cached_property
     def recipe(self) -> Recipe:
         """The compiled de-identification recipe."""
         from dicomnode.deid.recipe import compile_recipe
@@ -373,8 +365,7 @@ class Node:
             catalogue=self.catalogue,
             answers=self.answers,
             quarantine=self.quarantine,
-            gate=self.gate,
-            embedder=StudyEmbedder(model.model_id, model.embedder, self.gate),
+            embedder=StudyEmbedder(model.model_id, model.embedder),
             vectors=model.index,
             retriever=model.index.retriever,
             reporter=self.reporter,

@@ -99,7 +99,7 @@ class Gate:
         try:
             with safe_open(str(path), "np") as f:
                 said = dict(f.metadata() or {})
-                tensors = {name: np.asarray(f.get_tensor(name)) for name in sorted(f.keys())}  # noqa: SIM118
+                tensors = {name: np.asarray(f.get_tensor(name)) for name in sorted(f.keys())}
         except (OSError, SafetensorError, ValueError, TypeError) as e:
             what = "is missing" if isinstance(e, FileNotFoundError) else "cannot be read"
             raise PackError(f"the input gate's file {what}", place=str(path), advice=advice) from None

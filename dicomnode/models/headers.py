@@ -22,6 +22,28 @@ from dicomnode.errors import InputError
 from dicomnode.models.frames import FrameHeader, frame_header, number_of_frames
 
 AXIAL_COS = 0.8  # a gantry or table tilt of up to 37 degrees is still axial
+# Modalities whose images are projections: that they have no slice geometry is no fault (PS3.3 C.7.3.1.1.1).
+PROJECTIONS = frozenset({"CR", "DX", "MG", "IO", "PX", "RF", "XA", "US", "IVUS", "NM", "ES", "XC", "OP", "GM", "SM"})
+# Objects with rows and columns that show no patient, or nothing an image network can compare.
+NO_IMAGE_MODALITIES = frozenset(
+    {
+        "SR",
+        "KO",
+        "PR",
+        "SEG",
+        "RTDOSE",
+        "RTSTRUCT",
+        "RTPLAN",
+        "RTRECORD",
+        "REG",
+        "FID",
+        "RWV",
+        "DOC",
+        "ECG",
+        "AU",
+        "PLAN",
+    }
+)
 # What the node compares are slices of these; an absent modality (Type 1 in every image) is left to the pixels.
 SLICE_MODALITIES = frozenset({"CT", "MR", ""})
 A_MODALITY = re.compile(r"[A-Z]{2,9}")  # defined terms of PS3.3 C.7.3.1.1.1; anything else is not repeated
@@ -53,11 +75,12 @@ class Tier(IntEnum):
     """Kinds of images, best first; a study is answered from the best kind it holds."""
 
     AXIAL = 0
-    AXIAL_DERIVED = 1
-    OTHER_PLANE = 2
-    REFORMAT = 3
-    NO_GEOMETRY = 4
-    LOCALIZER = 5  # never taken
+    PROJECTION = 1
+    AXIAL_DERIVED = 2
+    OTHER_PLANE = 3
+    REFORMAT = 4
+    NO_GEOMETRY = 5
+    LOCALIZER = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +116,11 @@ class Read:
     passed: tuple[tuple[str, str, str, int], ...]
 
 
-def read_planes(paths: Iterable[Path]) -> Read:
-    """Every frame of every file; files that hold no image are counted by series and reason."""
+def read_planes(paths: Iterable[Path], *, gated: bool = True) -> Read:
+    """Every frame of every file; files that hold no image are counted by series and reason.
+
+    ``gated`` False: images of other modalities too.
+    """
     planes: list[Plane] = []
     passed: dict[tuple[str, str, str], int] = {}
 
@@ -106,7 +132,7 @@ def read_planes(paths: Iterable[Path]) -> Read:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # odd values are judged below; the warning may quote them
                 ds = dcmread(path, stop_before_pixels=True)
-                refusal = _refusal(ds)
+                refusal = _refusal(ds, gated)
                 if refusal is None:
                     planes += _planes(path, ds)
                 else:
@@ -131,12 +157,14 @@ _READ_ERRORS = (
 )
 
 
-def _refusal(ds: Dataset) -> tuple[str, str] | None:
+def _refusal(ds: Dataset, gated: bool) -> tuple[str, str] | None:
     """(reason, why) where the object cannot be embedded."""
     modality = str(ds.get("Modality") or "").upper()
     if not ds.get("Rows") or not ds.get("Columns"):
         return "not-an-image", "the object holds no image"
-    if modality not in SLICE_MODALITIES:
+    if modality in NO_IMAGE_MODALITIES:
+        return "unsupported-kind", f"{modality} objects show no image to compare"
+    if gated and modality not in SLICE_MODALITIES:
         named = modality if A_MODALITY.fullmatch(modality) else "such"
         return "unsupported-kind", f"{named} objects hold no CT or MR slices"
     types = {str(v).upper() for v in (ds.get("ImageType") or ())}
@@ -144,7 +172,7 @@ def _refusal(ds: Dataset) -> tuple[str, str] | None:
     capture = SECONDARY_CAPTURE.match(str(ds.get("SOPClassUID") or "")) is not None
     if "SCREEN SAVE" in types or (SCREEN.search(words) and (capture or "DERIVED" in types or "SECONDARY" in types)):
         return "dose-screen", "a screen of dose or protocol data"
-    if capture:
+    if capture and modality in {"CT", "MR", "PT", ""}:
         return "secondary-capture", "a captured screen, not an acquired image"
     return None
 
@@ -177,8 +205,10 @@ def _place(head: FrameHeader) -> tuple[float | None, tuple[float | int, ...]]:
 
 def _tier(head: FrameHeader, series: SeriesHeader) -> Tier:
     types = set(head.image_type)
-    if "LOCALIZER" in types or (LOCALIZER.search(series.description)):
+    if "LOCALIZER" in types or (series.modality in {"CT", "MR", "PT"} and LOCALIZER.search(series.description)):
         return Tier.LOCALIZER
+    if series.modality in PROJECTIONS:
+        return Tier.PROJECTION
     normal = head.normal
     if normal is None or head.position is None:
         return Tier.NO_GEOMETRY

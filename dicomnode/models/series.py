@@ -1,7 +1,8 @@
 """Which series of a study are embedded, and which of their slices: decided from headers alone, never from pixels.
 
 A study has five to ten series; at most two are taken: axial originals first, a lung kernel before others. Localizers,
-dose screens and other modalities are never taken, reformats only where nothing else is there, and the choice says so. Slices are ordered by
+dose screens and other modalities are never taken, reformats only where nothing else is there, and the choice says so.
+What the repository held before that rule (``gated`` False) is chosen from as it was. Slices are ordered by
 ImagePositionPatient along the normal, never by InstanceNumber where geometry exists. Facts: PS3.3 C.7.6.1.1.2
 (ImageType), C.7.6.2.1.1 (orientation), C.8.2.1 (kernel).
 """
@@ -81,21 +82,23 @@ class StudyChoice:
 
 _WHY = {
     Tier.AXIAL: ("axial-original", "axial original images"),
+    Tier.PROJECTION: ("projection", "images without slice geometry, as this modality makes them"),
     Tier.AXIAL_DERIVED: ("axial-derived", "axial derived images, as there are no axial originals"),
     Tier.OTHER_PLANE: ("other-plane", "originals in another plane, as there are no axial images"),
     Tier.REFORMAT: ("reformat", "reformatted images, as there are no originals"),
     Tier.NO_GEOMETRY: ("no-geometry", "images without slice geometry, as there are no others"),
-    Tier.LOCALIZER: ("localizer", "localizers"),
+    Tier.LOCALIZER: ("localizer-only", "localizers, as the study holds nothing else"),
 }
 
 
-def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES) -> StudyChoice:
+def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES, *, gated: bool = True) -> StudyChoice:
     """Choose series and key slices of one study.
 
     Parameters
     ----------
     paths : the study's files, in any order.
     key_slices : slices a series, 16 to 32; a shorter series gives all it has.
+    gated : refuse other modalities and localizers even where the study holds nothing else.
 
     Returns
     -------
@@ -109,18 +112,15 @@ def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES) -> StudyChoice:
     """
     if not KEY_SLICES_MIN <= key_slices <= KEY_SLICES_MAX:
         raise ValueError(f"key_slices must be {KEY_SLICES_MIN} to {KEY_SLICES_MAX}, not {key_slices}")
-    read = read_planes(paths)
+    read = read_planes(paths, gated=gated)
     passed = [Passed(PseudoUid(uid), reason, why, n) for uid, reason, why, n in read.passed]
     by_series: dict[str, list[Plane]] = defaultdict(list)
     for plane in read.planes:
         by_series[plane.series.uid].append(plane)
     stacks = [_Stack.of(planes) for planes in by_series.values()]
-    passed += [
-        Passed(PseudoUid(s.series.uid), "localizer", "localizers are never compared", s.n_instances)
-        for s in stacks
-        if s.tier is Tier.LOCALIZER
-    ]
-    stacks = [s for s in stacks if s.tier is not Tier.LOCALIZER]
+    if gated:
+        passed += [_localizer(s) for s in stacks if s.tier is Tier.LOCALIZER]
+        stacks = [s for s in stacks if s.tier is not Tier.LOCALIZER]
     if not stacks:
         return _nothing(passed)
     best = min(s.tier for s in stacks)
@@ -134,6 +134,10 @@ def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES) -> StudyChoice:
             reason, why = _passed_over(s, best)
             passed.append(Passed(PseudoUid(s.series.uid), reason, why, s.n_instances))
     return StudyChoice(tuple(s.choice(key_slices) for s in chosen), tuple(passed))
+
+
+def _localizer(stack: _Stack) -> Passed:
+    return Passed(PseudoUid(stack.series.uid), "localizer", "localizers are passed over", stack.n_instances)
 
 
 def _nothing(passed: Sequence[Passed]) -> StudyChoice:
@@ -150,7 +154,9 @@ def _nothing(passed: Sequence[Passed]) -> StudyChoice:
 def _passed_over(stack: _Stack, best: Tier) -> tuple[str, str]:
     reason, what = _WHY[stack.tier]
     if stack.tier != best:
-        return reason, f"{what.split(', as')[0]} are passed over, as the study has {_WHY[best][1].split(', as')[0]}"
+        return reason.removesuffix(
+            "-only"
+        ), f"{what.split(', as')[0]} are passed over, as the study has {_WHY[best][1].split(', as')[0]}"
     return "enough-series", "two better series of the same kind were chosen"
 
 

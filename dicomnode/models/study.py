@@ -110,7 +110,7 @@ def embed_study(
     paths : the study's de-identified files, in any order.
     key_slices : slices a series, 16 to 32.
     see : called with each prepared slice that is embedded.
-    gate : judges the key slices together; None: everything passes.
+    gate : judges the key slices together; None: every kind of image passes, by headers and by pixels.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def embed_study(
         Never raises for bad images: they are in ``skipped``, and ``not_searchable`` says where nothing was left.
     """
     began = time.monotonic()
-    chosen = choose(paths, key_slices)
+    chosen = choose(paths, key_slices, gated=gate is not None)
     slices: list[EmbeddedSlice] = []
     skipped: list[SkippedSlice] = []
     notes: dict[str, None] = {}

@@ -185,7 +185,7 @@ def embed(ctx: Context, inputs: Inputs, cleaned: Sequence[Path]) -> Question:
     if inputs.is_picture:
         pixels = prepare_picture(cleaned[0]).pixels
         said: dict[str, object] = {"kind": "image", "modality": "", "slices": 1, "series": []}
-        refused = decide(ctx.gate.see(pixels[None]))
+        refused = decide(ctx.embedder.judge(pixels[None]))
         if refused is not None:
             nothing = QueryStudy(slices=(), vectors=np.empty((0, 0), np.float32), model_id=ctx.embedder.model_id)
             return Question(nothing, (), (), said | {"slices": 0}, refused.why)

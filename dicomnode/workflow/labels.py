@@ -111,7 +111,7 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
     for number, row in enumerate(rows, start=1):  # by its row: the others may become readable later
         try:
             picture = read_picture(row.path)
-            refused = decide(ctx.gate.see(picture_pixels(Image.fromarray(picture))[None]))
+            refused = decide(ctx.embedder.judge(picture_pixels(Image.fromarray(picture))[None]))
             if refused is None:
                 pictures.append((number, row, picture))
             else:

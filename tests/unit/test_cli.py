@@ -24,7 +24,7 @@ import structlog
 import torch
 import typer
 from archive_samples import STUDY, an_answer
-from PIL import Image
+from workflow_samples import slice_picture
 
 from dicomnode import __version__
 from dicomnode.cli import main
@@ -352,13 +352,13 @@ class TestJson:
         assert study[0].StudyInstanceUID not in done.out + done.err
 
     def test_query_of_words_finds_the_cases_that_have_them(self, repository, tmp_path):
-        Image.effect_noise((64, 64), 60).save(tmp_path / "a.png")
+        slice_picture().save(tmp_path / "a.png")
         data = repository.run("query", tmp_path / "a.png", "--text", "nodule", "--json").json()
         assert [c["findings"][0]["display"] for c in data["cases"]] == ["Nodule"]
         assert repository.run("query", tmp_path / "a.png", "--text", "nothing-has-this", "--json").json()["cases"] == []
 
     def test_query_for_people(self, repository, tmp_path):
-        Image.effect_noise((64, 64), 60).save(tmp_path / "a.png")
+        slice_picture().save(tmp_path / "a.png")
         done = repository.run("query", tmp_path / "a.png")
         assert done.code == 0
         assert done.out.count("\n") == 2 + PATIENTS

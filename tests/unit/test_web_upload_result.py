@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
+from workflow_samples import slice_picture
 
 from dicomnode.domain import OriginalUid
 from dicomnode.errors import NotFound
@@ -74,7 +75,7 @@ def uploaded(site, study) -> str:
 @pytest.fixture(scope="module")
 def picture() -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60), dtype=np.uint8)).save(buffer, "PNG")
+    slice_picture(size=(60, 40)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from PIL import Image
-from workflow_samples import files, rows
+from workflow_samples import files, rows, slice_picture
 
 from dicomnode.domain import VerdictKind
 from dicomnode.errors import InputError, QuarantineError, UsageError
@@ -51,7 +50,7 @@ def test_one_image_of_a_study_is_answered(node, tmp_path):
 
 
 def test_a_picture_is_answered(node, tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)).save(tmp_path / "a.png")
+    slice_picture().save(tmp_path / "a.png")
     answer = ask(node.context, tmp_path / "a.png", 2)
     assert len(answer.cases) == 2
     assert answer.query == {"kind": "image", "modality": "", "slices": 1, "series": []}

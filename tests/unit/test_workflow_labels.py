@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image
 from pydicom import dcmread
-from workflow_samples import files, rows
+from workflow_samples import files, rows, slice_picture
 
 from dicomnode.archive import schema as t
 from dicomnode.domain import Finding, FindingStatus
@@ -24,8 +24,7 @@ SECRET = "DOE^JANE"
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (90, 70)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 255, (9, 7), dtype=np.uint8)
-    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path)
+    slice_picture(seed, size).save(path)
     return path
 
 
@@ -187,7 +186,7 @@ class TestAdding:
         assert node.index.verify() == []
 
     def test_nothing_of_the_file_but_its_pixels_is_kept(self, node, tmp_path):
-        image = Image.effect_noise((60, 60), 70).convert("RGB")
+        image = slice_picture(0, (120, 100)).convert("RGB")
         exif = Image.Exif()
         exif[0x010E] = SECRET  # ImageDescription
         exif[0x013B] = SECRET  # Artist

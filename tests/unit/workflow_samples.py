@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 
+import numpy as np
 import sqlalchemy as sa
+from PIL import Image
 from pydicom.dataset import Dataset
 
 from dicomnode.archive import schema
@@ -14,6 +16,7 @@ from dicomnode.domain import Role
 from dicomnode.node import Node
 from dicomnode.scp.records import ReceivedFile
 from dicomnode.scp.spool import Spool
+from dicomnode.testing.phantom import Thorax
 from dicomnode.workflow.process_study import STEPS
 
 
@@ -72,6 +75,12 @@ def process(node: Node, job: int, steps: Sequence[str] = tuple(name for name, _ 
     for name, step in STEPS:
         if name in steps:
             step(node.context, job)
+
+
+def slice_picture(seed: int = 0, size: tuple[int, int] = (90, 70)) -> Image.Image:
+    """An 8-bit grey picture of a slice of the computed thorax, one for each seed, as the input gate lets in."""
+    hounsfield = Thorax.draw(seed, None, 10.0).cut(90.0 + 13.0 * (seed % 8), 128)
+    return Image.fromarray(np.clip((hounsfield + 1350) / 1500 * 255, 0, 255).astype(np.uint8)).resize(size)
 
 
 def rows(node: Node) -> dict[str, list[tuple]]:
