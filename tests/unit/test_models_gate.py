@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from pydicom.data import get_testdata_file
 from safetensors.numpy import load_file, save_file
 
-from dicomnode.domain import ImageKind, reason_in, refusal
+from dicomnode.domain import NO_DICOM, NO_IMAGES, ONLY_OTHERS, ImageKind, reason_in, refusal
 from dicomnode.errors import InputError, PackError
 from dicomnode.models.gate import FILE, Gate, Refused, Seen, decide, digest, fitted
 from dicomnode.models.pack import synthetic_images
@@ -116,7 +116,7 @@ def test_a_radiograph_is_refused() -> None:
 
 
 def test_real_slices_pass_however_they_were_handled(tmp_path: Path) -> None:
-    """A real chest CT, cut, turned, blurred, through a bad window, as poor JPEG: of each at most one in twenty is lost."""
+    """A real chest CT, cut, turned, blurred, through a bad window, as poor JPEG: of each, few are lost."""
     archive = SHARED / "dicom" / "ct-chest-rider-64.tar.xz"
     if not archive.is_file():
         pytest.skip(f"the shared data is not at {SHARED} (set DICOMNODE_SHARED)")
@@ -177,6 +177,15 @@ class TestSentences:
         assert english != spanish
         assert reason_in(english, "es") == spanish
         assert reason_in(english, "en") == english
+
+    def test_the_viewer_has_the_same_words(self) -> None:
+        viewer = (Path(__file__).parents[2] / "viewer" / "src" / "i18n" / "reasons.ts").read_text("utf-8")
+        fixed = (NO_IMAGES, NO_DICOM, ONLY_OTHERS)
+        sentences = [refusal(kind, several=several) for kind in ImageKind for several in (False, True)]
+        for english in (*fixed, *sentences):
+            for said in (english, reason_in(english, "es")):
+                for part in said.rstrip(".").split(":") if english not in fixed else [said.rstrip(".")]:
+                    assert part in viewer
 
     def test_other_reasons_stay_as_they_are(self) -> None:
         assert reason_in("no slice could be read", "es") == "no slice could be read"
