@@ -43,6 +43,13 @@ def windowed(image: Grey, rng: np.random.Generator) -> Grey:
     return out.astype(np.float32)
 
 
+def retoned(image: Grey, rng: np.random.Generator) -> Grey:
+    """Another contrast: a bent curve over the tones that may turn their order round; dark stays dark, as in MR."""
+    knots = np.linspace(0, 1, 6)
+    curve = np.concatenate([[rng.uniform(0, 0.1)], rng.random(5)])
+    return np.interp(image, knots, curve).astype(np.float32)
+
+
 def framed(image: Grey, rng: np.random.Generator) -> Grey:
     """Smaller, with a margin of one tone, as on a page or in a viewer's window."""
     width, height = (int(v) for v in rng.uniform(0.6, 0.95, 2) * SIDE)
@@ -106,7 +113,8 @@ def annotated(image: Grey, rng: np.random.Generator) -> Grey:
 IN_FITTING: tuple[tuple[Distortion, float], ...] = (
     (cut, 0.4),
     (turned, 0.5),
-    (windowed, 0.4),
+    (windowed, 0.35),
+    (retoned, 0.15),
     (annotated, 0.15),
     (framed, 0.2),
     (photographed, 0.2),

@@ -135,8 +135,8 @@ def in_wheel(pattern: str, leave_out: Sequence[str] = ()) -> Maker:
     return make
 
 
-def volume(path: Path) -> NDArray[np.float32]:
-    """A NIfTI-1 (.nii.gz) or NRRD file as float32 [x, y, z]; little-endian, as the files used here are."""
+def volume(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """A NIfTI-1 (.nii.gz) or NRRD file as float32 [x, y, z] and its spacing; little-endian, as the files here are."""
     raw = path.read_bytes()
     if path.suffix == ".nrrd":
         head, _, data = raw.partition(b"\n\n")
@@ -144,7 +144,9 @@ def volume(path: Path) -> NDArray[np.float32]:
         shape = [int(v) for v in said["sizes"].split()][::-1]
         names = {"short": "<i2", "unsigned short": "<u2", "float": "<f4", "int": "<i4", "double": "<f8"}
         data = gzip.decompress(data) if said["encoding"].startswith("gz") else data
-        return np.frombuffer(data, names[said["type"]]).reshape(shape).T.astype(np.float32)
+        axes = [[float(v) for v in d.strip("()").split(",")] for d in said["space directions"].split()]
+        values = np.frombuffer(data, names[said["type"]]).reshape(shape).T.astype(np.float32)
+        return values, np.linalg.norm(axes, axis=1)
     raw = gzip.decompress(raw)
     dims = struct.unpack_from("<8h", raw, 40)
     kind = {2: "<u1", 4: "<i2", 8: "<i4", 16: "<f4", 64: "<f8", 512: "<u2", 256: "<i1"}
@@ -152,26 +154,29 @@ def volume(path: Path) -> NDArray[np.float32]:
     shape = [max(d, 1) for d in dims[1:4]]
     values = np.frombuffer(raw, kind[struct.unpack_from("<h", raw, 70)[0]], int(np.prod(shape)), int(offset))
     scaled = values.astype(np.float32) * (slope if slope and np.isfinite(slope) else 1.0) + (inter if slope else 0.0)
-    return scaled.reshape(shape[::-1]).T
+    return scaled.reshape(shape[::-1]).T, np.array(struct.unpack_from("<3f", raw, 80), dtype=np.float64)
 
 
-def volumes(paths: Iterable[Path], rng: np.random.Generator, ct: bool, count: int = 8) -> Iterator[Bytes]:
+def volumes(paths: Iterable[Path], rng: np.random.Generator, ct: bool, count: int = 12) -> Iterator[Bytes]:
     """Slices of volumes in their three planes, upright, padded to a square; CT through a window drawn for each."""
     for path in sorted(paths):
-        grid = volume(path)
+        grid, spacing = volume(path)
         low, high = np.percentile(grid[grid > grid.min()], (1, 99.5))
         for axis in range(3):
             for at in np.linspace(0.25, 0.75, count):
                 plane = np.rot90(np.take(grid, int(at * (grid.shape[axis] - 1)), axis=axis))
                 if min(plane.shape) < 40 or (plane > low).mean() < 0.1:
                     continue
-                centre, width = WINDOWS[int(rng.integers(len(WINDOWS)))]
+                centre, width = WINDOWS[0 if rng.random() < 0.5 else int(rng.integers(len(WINDOWS)))]
                 bottom, top = (centre - width / 2, centre + width / 2) if ct else (min(low, 0.0), high)
                 unit = ((plane - bottom) / (top - bottom)).clip(0, 1)
                 if float(unit.std()) < 0.05:
                     continue
+                down, across = (float(spacing[a]) for a in (2 if axis < 2 else 1, 1 if axis == 0 else 0))
+                size = (round(unit.shape[1] * across / down) or 1, unit.shape[0])
+                unit = np.asarray(Image.fromarray(unit.astype(np.float32)).resize(size))
                 side = max(unit.shape)
-                square = np.zeros((side, side), dtype=np.float32)
+                square = np.full((side, side), float(unit[0, 0]) if ct else 0.0, dtype=np.float32)
                 y, x = (side - unit.shape[0]) // 2, (side - unit.shape[1]) // 2
                 square[y : y + unit.shape[0], x : x + unit.shape[1]] = unit
                 yield picture_pixels(Image.fromarray(as_bytes(square)))
@@ -380,11 +385,9 @@ FIT: tuple[tuple[str, ImageKind, Maker], ...] = (
     ("covid-ct train", ImageKind.SLICE, covid_ct("train")),
     ("ct-lung-seg", ImageKind.SLICE, below("ct-lung-seg/images", 400, shared_data=True)),
     ("CPTAC-PDA CT", ImageKind.SLICE, from_archive("ct-lungbases-cptac-pda", "CT")),
-    ("dicom2nifti tests", ImageKind.SLICE, lambda _, s, __: dicom((s / "dicom2nifti").rglob("*"), ["CT", "MR"])),
     ("TotalSegmentator CT", ImageKind.SLICE, niftis("totalsegmentator", ["example_ct", "ct_"], ct=True)),
     ("TotalSegmentator MR", ImageKind.SLICE, niftis("totalsegmentator", ["example_mr"], ct=False)),
-    ("NiiVue CT", ImageKind.SLICE, niftis("niivue", ["CT_"], ct=True)),
-    ("NiiVue MR", ImageKind.SLICE, niftis("niivue", ["MR_", "chris_", "fmri", "pcasl"], ct=False)),
+    ("NiiVue CT and MR", ImageKind.SLICE, niftis("niivue", ["CT_AVM", "MR_", "chris_", "fmri", "pcasl"], ct=False)),
     ("MNI152 T1", ImageKind.SLICE, nilearn),
     ("own phantoms", ImageKind.SLICE, phantoms),
     ("ImageNet samples", ImageKind.PHOTOGRAPH, below("imagenet-sample")),

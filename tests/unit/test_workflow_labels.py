@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image
 from pydicom import dcmread
-from workflow_samples import files, rows, slice_picture
+from workflow_samples import files, page_picture, rows, slice_picture
 
 from dicomnode.archive import schema as t
 from dicomnode.domain import Finding, FindingStatus
@@ -165,6 +165,17 @@ class TestAdding:
         assert (added.studies, added.instances) == (1, 1)
         assert sum(added.skipped.values()) == 3
         assert node.index.status()["studies"] == 1
+
+    def test_pictures_that_the_input_gate_refuses_are_left_out_and_named(self, node, tmp_path):
+        picture(tmp_path / "good.png")
+        page_picture().save(tmp_path / "page.png")
+        path = labels(tmp_path, "good.png,COVID,p1", "page.png,COVID,p1", "page.png,COVID,p2")
+        added = add_labels(node.context, path)
+        assert (added.studies, added.instances, added.vectors) == (1, 1, 1)
+        assert added.skipped == {
+            "not searchable: The image is no CT or MR slice: it looks like a page, chart or screen": 2
+        }
+        assert node.index.status()["patients"] == 1
 
     def test_a_run_with_an_unreadable_image_does_not_add_its_patient_again(self, node, tmp_path):
         picture(tmp_path / "good.png")
