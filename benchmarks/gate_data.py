@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -425,8 +426,8 @@ TEST: tuple[tuple[str, ImageKind, Maker], ...] = (
 
 def load(what: Sequence[tuple[str, ImageKind, Maker]], shared: Path, sources: Path, seed: int) -> Iterator[Source]:
     """Each source that is there; the others are named on standard error."""
-    for n, (name, kind, make) in enumerate(what):
-        rng = np.random.default_rng((seed, n))
+    for name, kind, make in what:
+        rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
         try:
             images = [as_bytes(pixels) for pixels in make(shared, sources, rng)]
         except (OSError, ImportError, TypeError) as e:
