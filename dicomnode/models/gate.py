@@ -29,7 +29,7 @@ FILE: Final = Path(__file__).with_name("gate.safetensors")
 FORMAT: Final = "dicomnode-gate-1"
 LAYERS: Final = 4
 STRIDE: Final = 2
-FLAT: Final = 0.01  # standard deviation of pixels in 0..1; under it there is nothing to see
+FLAT: Final = 0.015  # standard deviation of pixels in 0..1; under it there is nothing to see
 NAMED: Final = 0.5  # a kind is named where it is at least so probable
 
 Floats = npt.NDArray[np.float32]
@@ -76,7 +76,8 @@ class Gate:
     ----------
     kernels : [out, in * k * k] float32 of each layer, ``sizes`` their k; ``biases`` [out] float32.
     head : float32 [6, 2 * last], ``head_bias`` float32 [6].
-    threshold : a slice passes with at least this probability.
+    threshold : a picture passes with at least this probability of a slice.
+    threshold_claimed : an image that its header calls CT or MR passes with this, which is lower.
     """
 
     kernels: tuple[Floats, ...]
@@ -85,6 +86,7 @@ class Gate:
     head: Floats
     head_bias: Floats
     threshold: float
+    threshold_claimed: float
 
     @classmethod
     def load(cls, path: Path = FILE) -> Gate:
@@ -113,7 +115,7 @@ class Gate:
             tuple(int(k.shape[-1]) for k in kernels),
             wide["head"],
             wide["head_bias"],
-            float(json.loads(said["threshold"])),
+            *(float(v) for v in json.loads(said["thresholds"])),
         )
 
     def probabilities(self, images: Floats) -> Floats:
@@ -136,8 +138,8 @@ class Gate:
             out[row] = e / e.sum()
         return out
 
-    def see(self, images: Floats) -> tuple[Seen, ...]:
-        """Each image by itself; float32 [n, 224, 224] in 0..1.
+    def see(self, images: Floats, *, claimed: bool = False) -> tuple[Seen, ...]:
+        """Each image by itself; float32 [n, 224, 224] in 0..1. ``claimed``: their headers call them CT or MR.
 
         Raises
         ------
@@ -145,11 +147,12 @@ class Gate:
             As ``probabilities``.
         """
         seen = []
+        threshold = self.threshold_claimed if claimed else self.threshold
         for image, p in zip(images, self.probabilities(images), strict=True):
             p_slice = float(p[0])
             if float(image.std()) < FLAT:
                 seen.append(Seen(0.0, False, ImageKind.BLANK))
-            elif p_slice >= self.threshold:
+            elif p_slice >= threshold:
                 seen.append(Seen(p_slice, True, ImageKind.SLICE))
             else:
                 best = 1 + int(p[1:].argmax())

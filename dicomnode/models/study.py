@@ -44,7 +44,7 @@ class Embeds(Protocol):
 class Sees(Protocol):
     """What is needed of the input gate; see ``dicomnode.models.gate.Gate``."""
 
-    def see(self, images: Floats) -> tuple[Seen, ...]:
+    def see(self, images: Floats, *, claimed: bool = False) -> tuple[Seen, ...]:
         """float32 [n, 224, 224] -> what each image is, and whether it passes."""
         ...
 
@@ -138,7 +138,7 @@ def embed_study(
         no_search, why_not = NoSearch.UNREADABLE, _nothing_left(skipped)
     refused = None
     if gate is not None and slices:
-        refused = decide(gate.see(np.stack(prepared_slices)))
+        refused = decide(gate.see(np.stack(prepared_slices), claimed=True))
         if refused is not None:
             no_search, why_not = NoSearch.NO_SLICE, refused.why
             log.info("study_refused", kind=refused.kind.value, refused=refused.refused, slices=refused.of)

@@ -32,6 +32,6 @@ class StudyEmbedder:
         """float32 [n, dim] of prepared images float32 [n, 224, 224] in 0..1."""
         return self._load().embed(images)
 
-    def judge(self, images: npt.NDArray[np.float32]) -> tuple[Seen, ...]:
-        """What the input gate sees in each of them; float32 [n, 224, 224] in 0..1."""
-        return fitted().see(images)
+    def judge(self, images: npt.NDArray[np.float32], *, claimed: bool = False) -> tuple[Seen, ...]:
+        """What the input gate sees in each of them, float32 [n, 224, 224] in 0..1; ``claimed``: DICOM of CT or MR."""
+        return fitted().see(images, claimed=claimed)

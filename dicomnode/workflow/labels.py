@@ -111,7 +111,8 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
     for number, row in enumerate(rows, start=1):  # by its row: the others may become readable later
         try:
             picture = read_picture(row.path)
-            refused = decide(ctx.embedder.judge(picture_pixels(Image.fromarray(picture))[None]))
+            pixels = picture_pixels(Image.fromarray(picture))[None]
+            refused = decide(ctx.embedder.judge(pixels, claimed=is_dicom(row.path)))
             if refused is None:
                 pictures.append((number, row, picture))
             else:
