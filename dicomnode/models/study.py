@@ -141,7 +141,7 @@ def embed_study(
         refused = decide(gate.see(np.stack(prepared_slices), claimed=True))
         if refused is not None:
             no_search, why_not = NoSearch.NO_SLICE, refused.why
-            log.info("study_refused", kind=refused.kind.value, refused=refused.refused, slices=refused.of)
+            log.info("study_refused", kind=refused.kind.value, slices=refused.of)
             slices, prepared_slices = [], []
     vectors: list[Floats] = []
     for at in range(0, len(slices), BATCH):

@@ -186,16 +186,16 @@ class TestAdding:
         assert f"quarantine {item.id}: burned-in: 1 files, {tmp_path / 'a' / '000001.dcm'} first" in added.notes[0]
         assert str(tmp_path) not in repr(item)
 
-    @pytest.mark.parametrize("kind", ["pages", "ultrasound"])
+    @pytest.mark.parametrize("kind", ["pages", "positron emission"])
     def test_a_study_without_ct_or_mr_slices_is_left_out_with_a_line(self, node, tmp_path, kind):
         write_study(sample_study(2, matrix=64, patient_id="P-1", seed=1), tmp_path / "good")
         odd = (
             pages_in_ct(patient_id="P-2")
             if kind == "pages"
-            else sample_study(3, matrix=64, patient_id="P-2", Modality="US", BurnedInAnnotation="NO")
+            else sample_study(3, matrix=64, patient_id="P-2", Modality="PT")
         )
         write_study(odd, tmp_path / "odd")
-        added = add_paths(node.context, [tmp_path])
+        added = add_paths(node.context, [tmp_path / "good", tmp_path / "odd"])
         assert (added.studies, added.instances, added.quarantined) == (1, 2, 0)
         ((reason, n),) = added.skipped.items()
         assert reason.startswith("not searchable: ")
@@ -210,7 +210,7 @@ class TestAdding:
         study = sample_study(2, matrix=64, patient_id="P-1", seed=1)
         write_study(study[:1], tmp_path / "a")
         add_paths(node.context, [tmp_path / "a"])
-        late = pages_in_ct(2, patient_id="P-1", study_uid=study[0].StudyInstanceUID, seed=1)
+        late = pages_in_ct(2, patient_id="P-1", study_uid=study[0].StudyInstanceUID, seed=2)
         write_study(late, tmp_path / "b")
         vectors = node.index.status()["vectors"]
         add_paths(node.context, [tmp_path / "b"])
