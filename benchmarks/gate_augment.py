@@ -27,6 +27,17 @@ def cut(image: Grey, rng: np.random.Generator) -> Grey:
     return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BILINEAR, box))
 
 
+def zoomed(image: Grey, rng: np.random.Generator) -> Grey:
+    """A small part of it, coarse: an examination with a small field of view on a small matrix."""
+    part = rng.uniform(0.25, 0.6) * SIDE
+    left, top = rng.uniform(0.1 * SIDE, max(0.9 * SIDE - part, 0.1 * SIDE + 1), 2)
+    side = int(rng.integers(40, 160))
+    small = Image.fromarray(image).resize(
+        (side, side), Image.Resampling.BILINEAR, (left, top, left + part, min(top + part, SIDE))
+    )
+    return np.asarray(small.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
 def turned(image: Grey, rng: np.random.Generator) -> Grey:
     """Turned by up to 15 degrees, now and then mirrored or by a quarter."""
     out = Image.fromarray(image).rotate(rng.uniform(-15, 15), Image.Resampling.BILINEAR, fillcolor=float(image[0, 0]))
@@ -81,7 +92,7 @@ def noisy(image: Grey, rng: np.random.Generator) -> Grey:
 
 def soft(image: Grey, rng: np.random.Generator) -> Grey:
     """Through a smaller size."""
-    side = int(rng.integers(56, 200))
+    side = int(rng.integers(48, 200))
     return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX).resize((SIDE, SIDE)))
 
 
@@ -111,7 +122,8 @@ def annotated(image: Grey, rng: np.random.Generator) -> Grey:
 
 # How often each happens to an image in fitting, in this order.
 IN_FITTING: tuple[tuple[Distortion, float], ...] = (
-    (cut, 0.4),
+    (zoomed, 0.15),
+    (cut, 0.35),
     (turned, 0.5),
     (windowed, 0.35),
     (retoned, 0.15),
