@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install viewer demo test test-all lint format docs bench pictures soak system clean
+.PHONY: help install viewer demo test test-all lint format docs bench experiments pictures soak system clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,8 +26,8 @@ $(STAMP): pyproject.toml constraints.txt
 viewer: install ## build the viewer where it is missing or its sources changed
 	@$(BIN)/python hatch_build.py
 
-demo: viewer ## a node, a workstation and a PACS: from a study to a Structured Report
-	$(BIN)/python -m dicomnode.cli.demo
+demo: viewer ## a node, a workstation and a PACS: from a study to a Structured Report; KEEP=1 goes on serving
+	$(BIN)/python -m dicomnode.cli.demo $(if $(KEEP),--keep)
 
 test: viewer ## tests that need no extra server
 	$(PYTEST) -q -n 2 -m "not integration and not slow" tests/unit
@@ -59,7 +59,11 @@ docs: install ## write config/dicomnode.toml and the generated pages of docs/
 	$(BIN)/python -m dicomnode.cli.reference > docs/commands.md
 
 bench: viewer system ## all benchmarks, into docs/benchmarks.md
+	$(BIN)/python -m pip install -q -c constraints.txt --group bench
 	$(BIN)/python -m benchmarks
+
+experiments: install ## train and measure every row of docs/evaluation (hours, resumable); tables from the ledger at the end
+	$(BIN)/python benchmarks/experiments.py
 
 pictures: viewer system ## take the pictures of docs/images anew
 	$(BIN)/python -m tests.pictures

@@ -23,6 +23,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Contact sheet and PDF", ("sheet.py",)),
     ("Embedding", ("embed.py",)),
     ("Index", ("index.py",)),
+    ("Search beside others", ("neighbours.py",)),
     ("Viewer", ("viewer.py",)),
 )
 

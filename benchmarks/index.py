@@ -25,7 +25,7 @@ from dicomnode.archive.schema import metadata, patients, studies
 from dicomnode.domain import ModelId, Pseudonym, PseudoUid, SliceRef
 from dicomnode.index.cases import QueryStudy
 from dicomnode.index.repository import VectorIndex
-from dicomnode.index.verdict import CACHE, References
+from dicomnode.index.verdict import References, cache_path
 
 SLICES = 32
 CLUSTERS = 200
@@ -120,7 +120,7 @@ def measure(n: int, dim: int) -> Iterator[str]:
             first_s = time.perf_counter() - started
             retrieve = best_ms(lambda used=used, query=query: used.retriever.retrieve(query))
             share = recall(used, exactly, source) if label == "mrpt" else 1.0
-            (used.store.folder / CACHE).unlink(missing_ok=True)
+            cache_path(used.store.folder, used.store.model_id).unlink(missing_ok=True)
             started = time.perf_counter()
             References(used.searcher).reference(used.searcher.refresh(), SLICES)
             reference_s = time.perf_counter() - started

@@ -55,7 +55,8 @@ class Node(_Section):
 
     data_dir: Path = Field(
         Path("var"),
-        description="Folder of all data. Its subfolder identified/ holds patients' data: encrypted file system.",
+        description="Folder of all data; relative: to the folder that each command is run in, so give an absolute one "
+        "outside a trial. Its subfolder identified/ holds patients' data: encrypted file system.",
     )
     organisation: str = Field("", max_length=64, description="Name of the organisation, written into reports.")
     default_issuer: str = Field("", max_length=64, description="Issuer of Patient ID where the object names none.")
@@ -86,7 +87,8 @@ class Peer(_Section):
         (), description="What it takes: sr, contact-sheet, pdf; empty: as [report] objects."
     )
     services: tuple[Service, ...] = Field(
-        ("echo", "store", "find", "move", "get", "similar"), description="What it may ask of the node."
+        ("echo", "store", "find", "move", "get", "similar"),
+        description="What it may ask of the node. move and get may stand here but are not served yet.",
     )
 
 
@@ -312,7 +314,7 @@ class Settings(BaseSettings):
     @property
     def identified_dir(self) -> Path:
         """The identified zone: spool, outbox, vault."""
-        return self.node.data_dir / "identified"
+        return self.node.data_dir.absolute() / "identified"
 
     def masked(self) -> dict[str, Any]:
         """All settings as JSON values; secrets as stars."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
@@ -29,7 +30,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicomnode.config import LOOPBACK
+from dicomnode.config import LOOPBACK, Settings
 from dicomnode.errors import DicomnodeError
 from dicomnode.node import Node
 from dicomnode.telemetry.heartbeat import read_beats
@@ -86,9 +87,65 @@ def check_data_dir(node: Node) -> Iterator[Diagnosis]:
     yield Diagnosis("data_dir", State.OK, str(folder.resolve()))
 
 
+def settings_warnings(settings: Settings) -> Iterator[Diagnosis]:
+    """Settings that are allowed and will hardly do what was meant."""
+    folder, dicom, web = settings.node.data_dir, settings.dicom, settings.web
+    if not folder.is_absolute():
+        yield _warn(
+            f"[node] data_dir {str(folder)!r} is relative: here it is {folder.absolute()}",
+            "give an absolute path: a command run in another folder makes a second, empty repository and vault",
+        )
+    away = [p for p in dicom.peers if not _is_loopback(p.host)]
+    if away and _is_loopback(dicom.host):
+        names = ", ".join(p.name for p in away)
+        yield _warn(
+            f"[dicom] host {dicom.host} is this machine's alone: {names} can never reach the node",
+            "set [dicom] host to this machine's address, or 0.0.0.0 for all",
+        )
+    takers = ", ".join(p.name for p in away if p.results)
+    link_host = urlsplit(web.public_url).hostname or "" if web.public_url else web.host
+    if takers and _is_loopback(link_host):
+        yield _warn(
+            f"the link in reports for {takers} would lead to {link_host}, which is each reader's own machine",
+            "set [web] public_url to the address that readers' browsers reach",
+        )
+    by_title: dict[str, list[str]] = {}
+    for peer in dicom.peers:
+        by_title.setdefault(peer.ae_title.strip(), []).append(peer.name)
+    for title, names_of in by_title.items():
+        if len(names_of) > 1:
+            yield _warn(
+                f"peers {', '.join(names_of)} have the same AE title {title}: they share their services and results",
+                "give each [[dicom.peers]] its own ae_title",
+            )
+
+
+def check_settings(node: Node) -> Iterator[Diagnosis]:
+    """The settings say what they will hardly mean otherwise."""
+    found = list(settings_warnings(node.settings))
+    yield from found or [Diagnosis("settings", State.OK, "nothing contradicts")]
+
+
+def check_running(node: Node) -> Iterator[Diagnosis]:
+    """Whether a node runs on this data folder; either is right."""
+    parts = sorted(name for name, beat in read_beats(node.runtime).items() if beat.alive)
+    if parts:
+        yield Diagnosis("node", State.OK, f"running on {node.data_dir}: {', '.join(parts)}")
+    else:
+        yield Diagnosis("node", State.OK, f"no node is running on {node.data_dir}")
+
+
+def _warn(line: str, advice: str) -> Diagnosis:
+    return Diagnosis("settings", State.WARN, line, advice)
+
+
+def _is_loopback(host: str) -> bool:
+    return host in LOOPBACK or host.startswith("127.")
+
+
 def check_permissions(node: Node) -> Iterator[Diagnosis]:
     """The identified zone and the vault key are this user's alone."""
-    key = Path(node.settings.vault.key_file or node.data_dir / "vault.key")
+    key = Path(node.settings.vault.key_file or node.data_dir / "vault.key").absolute()
     for path, wanted in ((node.settings.identified_dir, 0o700), (key, 0o600)):
         if not path.exists():
             continue
@@ -247,6 +304,8 @@ def _told(exc: DicomnodeError) -> str:
 
 
 CHECKS: tuple[tuple[str, Check], ...] = (
+    ("settings", check_settings),
+    ("node", check_running),
     ("data_dir", check_data_dir),
     ("permissions", check_permissions),
     ("disk", check_disk),

@@ -69,6 +69,7 @@ class ImageKind(StrEnum):
     ULTRASOUND = "ultrasound"
     NOISE = "noise"
     BLANK = "blank"
+    COLOUR = "colour"
     OTHER = "other"  # no slice, and nothing else for certain
 
 
@@ -85,6 +86,7 @@ _REFUSALS: dict[str, tuple[str, str, str, dict[ImageKind, str]]] = {
             ImageKind.ULTRASOUND: "ultrasound",
             ImageKind.NOISE: "noise or a pattern",
             ImageKind.BLANK: "an empty image",
+            ImageKind.COLOUR: "a picture in colour",
         },
     ),
     "es": (
@@ -98,6 +100,7 @@ _REFUSALS: dict[str, tuple[str, str, str, dict[ImageKind, str]]] = {
             ImageKind.ULTRASOUND: "una ecografía",
             ImageKind.NOISE: "ruido o un patrón",
             ImageKind.BLANK: "una imagen vacía",
+            ImageKind.COLOUR: "una imagen en color",
         },
     ),
 }
@@ -261,6 +264,13 @@ class Answer:
     searched: int
     calibrated: bool = False
     search: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def other_modality(self) -> str:
+        """The query's modality where cases are called similar and none of them has it; "" otherwise."""
+        asked = str(self.query.get("modality", ""))
+        same = not asked or any(c.modality == asked for c in self.cases)
+        return "" if same or not self.cases or self.verdict.kind is not VerdictKind.SIMILAR else asked
 
     def as_json(self) -> dict[str, Any]:
         """The object of ``query --json``."""

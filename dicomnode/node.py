@@ -86,7 +86,7 @@ class Node:
 
     @property
     def data_dir(self) -> Path:
-        return self.settings.node.data_dir
+        return self.settings.node.data_dir.absolute()  # what is printed says where it is
 
     @property
     def runtime(self) -> Path:
@@ -135,8 +135,8 @@ class Node:
             )
         vault = Vault.open(path, key)
         if vault.created:
-            where = key.path or f"[vault] key_{key.name}"
-            sys.stderr.write(f"vault created; its key is {where}: keep a copy of it elsewhere, it cannot be replaced\n")
+            where = f"{path}; its key is {key.path or f'[vault] key_{key.name}'}"
+            sys.stderr.write(f"vault created: {where}: keep a copy of the key elsewhere, it cannot be replaced\n")
         return vault
 
     @cached_property

@@ -65,7 +65,7 @@ def serve(
     node = Node(settings)
     node.check()
     with ExitStack() as stack:
-        make_folder(settings.node.data_dir)
+        make_folder(node.data_dir)
         for name in roles:
             stack.enter_context(node.lock(name))
         ports, sockets = _bind(settings, roles, stack)

@@ -296,7 +296,8 @@ class Answers:
 
     def mark_delivered(self, result_id: int) -> None:
         """The peer acknowledged it."""
-        self._update(result_id, state=DELIVERED, delivered=time.time(), error=None)
+        attempts = t.results.c.attempts + 1
+        self._update(result_id, attempts=attempts, state=DELIVERED, delivered=time.time(), error=None)
 
     def mark_retry(self, result_id: int, *, next_try: float, error: str) -> None:
         """One more attempt failed; the next is due at ``next_try``."""
@@ -307,8 +308,10 @@ class Answers:
         self._update(result_id, attempts=t.results.c.attempts + 1, state=FAILED, error=error[:255])
 
     def mark_resend(self, result_id: int) -> None:
-        """Send it again: the study came again, or somebody asked."""
-        self._update(result_id, state=PENDING, next_try=0.0, resends=t.results.c.resends + 1, error=None)
+        """Send it again: the study came again, or somebody asked. Tries count from 0 unless it is waiting anyway."""
+        c = t.results.c
+        attempts = sa.case((c.state == PENDING, c.attempts), else_=0)
+        self._update(result_id, attempts=attempts, state=PENDING, next_try=0.0, resends=c.resends + 1, error=None)
 
     def _update(self, result_id: int, **values: Any) -> None:
         with self.engine.begin() as db:

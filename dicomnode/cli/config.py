@@ -13,16 +13,26 @@ app = typer.Typer(help="Check and show the settings.", no_args_is_help=True)
 
 @app.command()
 def check(config: Config = None, json: Json = False) -> None:
-    """Read the settings and say whether the node can start with them.
+    """Read the settings and say whether the node can start with them; warn of what will hardly do what was meant.
 
     Example: dicomnode config check --config /etc/dicomnode.toml
     """
-    Node(load_settings(config)).check()
+    from dicomnode.doctor import settings_warnings
+
+    settings = load_settings(config)
+    node = Node(settings)
+    node.check()
     file = settings_file(config)
+    warnings = list(settings_warnings(settings))
     if json:
-        print_json({"ok": True, "file": None if file is None else str(file)})
-    else:
-        out.print(f"ok: {file if file else 'no settings file, the defaults are in force'}")
+        data = {"ok": True, "file": None if file is None else str(file), "data_dir": node.data_dir}
+        print_json({**data, "warnings": [w.as_json() for w in warnings]})
+        return
+    out.print(f"ok: {file if file else 'no settings file, the defaults are in force'}")
+    out.print(f"data_dir: {node.data_dir}")
+    for warning in warnings:
+        out.print(f"warn {warning.line}")
+        out.print(f"     -> {warning.advice}")
 
 
 @app.command()
@@ -31,10 +41,13 @@ def show(config: Config = None, json: Json = False) -> None:
 
     Example: dicomnode config show --json
     """
-    data = load_settings(config).masked()
+    settings = load_settings(config)
+    data = settings.masked()
     if json:
         print_json(data)
         return
+    if not settings.node.data_dir.is_absolute():
+        data["node"]["data_dir"] += f" (here: {settings.node.data_dir.absolute()})"
     rows = [[f"[{section}]", key, _text(value)] for section, values in data.items() for key, value in values.items()]
     print_table("settings in force", ["section", "setting", "value"], rows)
 

@@ -20,7 +20,10 @@ def deid_command(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """De-identify and audit files; what cannot pass is named and not written.
+    """De-identify and audit files; what cannot pass is named and not written. Nothing is overwritten.
+
+    Of two objects with one SOP Instance UID the first is written; the other is a duplicate, or quarantined as
+    version-conflict where its content differs.
 
     Example: dicomnode deid /incoming --out /clean --report report.json
     """
@@ -53,9 +56,10 @@ def deid_command(
         print_json(data)
     else:
         counts = data["counts"]
-        out.print(f"{counts['ok']} ok, {counts['quarantined']} quarantined, {counts['failed']} failed")
+        again = f", {counts['duplicates']} duplicates not written again" if counts["duplicates"] else ""
+        out.print(f"{counts['ok']} ok, {counts['quarantined']} quarantined, {counts['failed']} failed{again}")
         for row in data["files"]:
-            if row["status"] != "ok":
+            if row["reason"]:
                 err.print(f"{row['input']}: {row['status']}: {row['reason']}", markup=False, highlight=False)
     if data["counts"]["quarantined"] or data["counts"]["failed"]:
         raise typer.Exit(EXIT_FAILED)

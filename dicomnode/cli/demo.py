@@ -1,7 +1,8 @@
 """``make demo``: a node, a workstation and a PACS on this machine, from a study to a Structured Report.
 
 Uses real cases where the shared images are (``DICOMNODE_SHARED``), what the test packages ship, and generated
-phantoms, and says which. On a terminal the node goes on serving until Ctrl-C.
+phantoms, and says which. On a terminal, or with ``--keep`` (``make demo KEEP=1``), the node goes on serving until
+Ctrl-C. The whole tree of the report goes into a file, its beginning onto the screen.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,13 +25,19 @@ from PIL import Image
 from rich.console import Console
 
 from dicomnode.deid.iod import is_image
+from dicomnode.report.codes import Concept
 from dicomnode.report.tree import sr_tree
+from dicomnode.telemetry.logging import configure_logging
 from dicomnode.testing import Pacs, RunningNode, Workstation, sample_repository, sample_study, write_study
 
 ROOT = Path(__file__).parents[2]
 OUT = Path("demo-output")
 ANSWER_S = 180.0
 REAL_QUERY = "ct-chest-rider-64"
+KEEP = "--keep"
+SHOWN_CASES = 3  # of the report's tree; the rest is in its file
+CASE_LINE = Concept.CASE.value[1]
+LEFT_OUT = ("Language of", "Observer Type", "Device Observer", "Query Image", "Comment:", "Subject Class")
 say = Console(highlight=False, soft_wrap=True).print
 
 
@@ -85,8 +92,13 @@ def fill(node: RunningNode, work: Path) -> Path:
 def add(node: RunningNode, *arguments: str | Path) -> None:
     """``dicomnode index add``; what was skipped or held is said, and does not end the demo."""
     done = node.run("index", "add", *arguments)
-    for line in (done.stdout + done.stderr).splitlines():
+    for line in done.stdout.splitlines():
         say(f"    {line}", markup=False)
+    notes = done.stderr.splitlines()
+    for line in (n for n in notes if n.startswith("error:")):
+        say(f"    {line}", markup=False)
+    if any(n.startswith(("skipped:", "quarantine ")) for n in notes):
+        say("    (some files were left out, as 'dicomnode index add' says of each: no images, or not safe to keep)")
     if "error:" in done.stderr:
         raise SystemExit(1)
 
@@ -138,12 +150,16 @@ def show(node: RunningNode, sr: Path, sheet: Path) -> None:
     shutil.copy(sr, OUT / "sr.dcm")
     shutil.copy(sheet, OUT / "contact-sheet.dcm")
     Image.fromarray(pydicom.dcmread(sheet).pixel_array).save(OUT / "contact-sheet.png")
-    for line in sr_tree(pydicom.dcmread(sr)):
-        say(line, markup=False)
+    tree = sr_tree(pydicom.dcmread(sr))
+    (OUT / "sr.txt").write_text("\n".join(tree) + "\n", "utf-8")
+    say("[bold]the report that came back[/bold]")
+    for line in beginning(tree):
+        say(f"    {line}", markup=False)
+    say(f"    ... the whole tree, {len(tree)} lines: {OUT / 'sr.txt'}")
     seconds_by_step(node)
     validators = ROOT / "tests" / "validators.py"
     if validators.exists():
-        say("validators:")
+        say("[bold]validators look at the report and the contact sheet[/bold] ...")
         command = [sys.executable, str(validators), str(OUT / "sr.dcm"), str(OUT / "contact-sheet.dcm")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own script
         for line in done.stdout.splitlines():
@@ -152,12 +168,20 @@ def show(node: RunningNode, sr: Path, sheet: Path) -> None:
             raise SystemExit(1)
     results = node.json("results", "list")["results"]
     link = node.json("results", "show", str(results[0]["id"]))["link"]
-    say(f"files: {OUT / 'sr.dcm'}, {OUT / 'contact-sheet.dcm'}, {OUT / 'contact-sheet.png'}")
+    say(f"files: {', '.join(str(OUT / n) for n in ('sr.dcm', 'sr.txt', 'contact-sheet.dcm', 'contact-sheet.png'))}")
     say(f"link in the report: {link}")
 
 
-def run(keep_serving: Callable[[], bool]) -> None:
+def beginning(tree: list[str]) -> list[str]:
+    """The verdict and the first cases of a report's tree, without what identifies its objects."""
+    cases = [n for n, line in enumerate(tree) if CASE_LINE in line]
+    first = tree[: cases[SHOWN_CASES]] if len(cases) > SHOWN_CASES else tree
+    return [line for line in first if " UID: " not in line and not line.strip().startswith(LEFT_OUT)]
+
+
+def run(*, keep_serving: bool) -> None:
     """The whole demo."""
+    configure_logging("warning", libraries=False)  # pydicom warns of the odd values of its own test files
     with tempfile.TemporaryDirectory(prefix="dicomnode-demo-") as tmp:
         work = Path(tmp)
         with Pacs(folder=work / "pacs") as pacs:
@@ -171,15 +195,17 @@ def run(keep_serving: Callable[[], bool]) -> None:
                     f"repository: {json.dumps({k: status[k] for k in ('studies', 'patients', 'instances', 'vectors')})}"
                 )
                 show(node, *ask(node, pacs, study))
-                if keep_serving():
-                    say("the node goes on serving; Ctrl-C ends it")
+                if keep_serving:
+                    say(f"the node goes on serving, its page is {node.url}/v/ ; Ctrl-C ends it")
                     while True:
                         time.sleep(1)
             except KeyboardInterrupt:
                 say("stopped")
             finally:
                 node.stop()
+    if not keep_serving:
+        say("the demo's node has stopped, its link leads nowhere now; to keep node and page: make demo KEEP=1")
 
 
 if __name__ == "__main__":
-    run(lambda: sys.stdin.isatty() and sys.stdout.isatty())
+    run(keep_serving=KEEP in sys.argv[1:] or (sys.stdin.isatty() and sys.stdout.isatty()))

@@ -17,7 +17,7 @@ def doctor_command(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Check peers, decoders, model, index, disk, clock, permissions, vault and ports.
+    """Check settings, peers, decoders, model, index, disk, clock, permissions, vault and ports; tell if a node runs.
 
     Example: dicomnode doctor
     Example: dicomnode doctor route image.dcm

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dicomnode.cli.options import Config, Json, err, open_node, out, print_json, print_table, progress_bar
 from dicomnode.domain import OriginalUid, Pseudonym, PseudoUid
-from dicomnode.errors import EXIT_FAILED, NotFound, UsageError
+from dicomnode.errors import EXIT_FAILED, InputError, NotFound, UsageError
 from dicomnode.telemetry.audit import AuditEvent
+
+if TYPE_CHECKING:
+    from dicomnode.workflow.ingest import Added
 
 app = typer.Typer(help="Fill, look at and mend the repository.", no_args_is_help=True)
 
@@ -48,25 +51,43 @@ def add(
     for added in done:
         total += added
     _print_added(total, json)
-    if total.quarantined or not (total.studies or total.already):
+    if not (total.studies or total.already or total.quarantined):
+        places = ", ".join(map(str, paths))
+        raise InputError(
+            "nothing was found to add", place=places, advice="give a folder of DICOM images or a LABELS.csv"
+        )
+    if total.quarantined:
         raise typer.Exit(EXIT_FAILED)
 
 
-def _print_added(total: object, json: bool) -> None:
+def _print_added(total: Added, json: bool) -> None:
     from dataclasses import asdict
 
-    data = asdict(total)  # type: ignore[call-overload]
+    from dicomnode.models.series import KEY_SLICES, MAX_SERIES
+
     if json:
-        print_json(data)
+        print_json(asdict(total))
         return
-    out.print(
-        f"added {data['studies']} studies, {data['instances']} instances, {data['vectors']} vectors, "
-        f"{data['findings']} findings; {data['already']} were there already"
-    )
-    for reason, n in data["skipped"].items():
+    for reason, n in total.skipped.items():
         err.print(f"skipped: {n} files: {reason}")
-    for note in data["notes"]:
+    for note in total.notes:
         err.print(note)
+    if not (total.studies or total.already):
+        return  # the one line that says so comes last
+    again = f"; {total.duplicates} files are copies of others" if total.duplicates else ""
+    held = f"; {total.quarantined} files are in quarantine" if total.quarantined else ""
+    out.print(
+        f"added {total.studies} studies, {total.instances} instances, {total.vectors} vectors, "
+        f"{total.findings} findings; {total.already} studies were there already{again}{held}"
+    )
+    if total.vectors < total.instances:
+        out.print(
+            f"{total.vectors} key slices of {total.instances} images are embedded: at most {KEY_SLICES} a series, "
+            f"of at most {MAX_SERIES} series a study, and only images that can be searched with"
+        )
+    if total.labels:
+        told = (f"{label or '(empty)'}: {status} {n}" for label, by in total.labels.items() for status, n in by.items())
+        out.print(f"labels of the added cases: {'; '.join(told)}")
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dicomnode.config import load_settings, settings_file
+from dicomnode.domain import Finding, FindingStatus
 from dicomnode.node import Node
 from dicomnode.telemetry.logging import configure_logging
 
@@ -31,9 +32,10 @@ err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=
 
 
 def open_node(config: Path | None) -> Node:
-    """The node of the settings in force, with logs on stderr kept to warnings."""
+    """The node of the settings in force, with logs on stderr kept to our own warnings."""
     settings = load_settings(config)
-    configure_logging("warning" if settings.node.log_level == "info" else settings.node.log_level)
+    level = "warning" if settings.node.log_level == "info" else settings.node.log_level
+    configure_logging(level, libraries=False)
     return Node(settings)
 
 
@@ -46,6 +48,18 @@ def file_in_force(config: Path | None) -> Path | None:
 def iso(seconds: float) -> str:
     """ISO 8601, UTC, of seconds since the epoch."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+# What is said of a case without findings; unknown never reads as none.
+NO_FINDINGS = {FindingStatus.PRESENT: "", FindingStatus.NONE: "no finding", FindingStatus.UNKNOWN: "unknown"}
+
+
+def told_once(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+    """Findings by their text: one that several code systems name alike is told once."""
+    told: dict[str, list[Finding]] = {}
+    for finding in findings:
+        told.setdefault(finding.display, []).append(finding)
+    return told
 
 
 def print_json(value: Any) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dicomnode.cli.options import Config, Json, open_node, out, print_json, print_table
+from dicomnode.cli.options import Config, Json, open_node, out, print_json, print_table, told_once
+from dicomnode.domain import Finding, VerdictKind
 from dicomnode.errors import UsageError
 
 
@@ -33,9 +34,12 @@ def query_command(
     if json:
         print_json(answer.as_json())
         return
+    if text and not answer.searched and answer.verdict.kind is not VerdictKind.NOT_SEARCHABLE:
+        out.print(f'No case in this repository has "{text}" among its findings.')
+        return
     verdict = answer.verdict
-    said = verdict.kind.value + (f" (p = {verdict.p:.3f})" if verdict.p is not None else "")
-    out.print(f"{said}{': ' + verdict.reason if verdict.reason else ''}; {answer.searched} cases searched")
+    told = verdict.kind.value + (f" (p = {verdict.p:.3f})" if verdict.p is not None else "")
+    out.print(f"{told}{': ' + verdict.reason if verdict.reason else ''}; {answer.searched} cases searched")
     rows = [
         [
             str(c.rank),
@@ -43,8 +47,12 @@ def query_command(
             c.subject,
             c.modality,
             c.status.value,
-            "; ".join(f"{f.display} ({f.system} {f.code})" for f in c.findings),
+            "; ".join(f"{said} ({_codes(found)})" for said, found in told_once(c.findings).items()),
         ]
         for c in answer.cases
     ]
     print_table("similar cases of other patients", ["rank", "score", "subject", "mod.", "status", "findings"], rows)
+
+
+def _codes(findings: list[Finding]) -> str:
+    return ", ".join(dict.fromkeys(f"{f.system} {f.code}" for f in findings))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dicomnode.cli.options import Config, Json, iso, open_node, out, print_json, print_table
+from dicomnode.cli.options import NO_FINDINGS, Config, Json, iso, open_node, out, print_json, print_table, told_once
 from dicomnode.domain import OriginalUid
 from dicomnode.errors import NotFound, UsageError
 from dicomnode.node import Node
@@ -33,11 +33,14 @@ def _row(r: object) -> dict[str, object]:
     }
 
 
-def _print(rows: list[dict[str, object]], json: bool) -> None:
+def _print(rows: list[dict[str, object]], json: bool, none: str = "nothing found") -> None:
     if json:
         print_json({"results": rows})
         return
-    columns = ["id", "state", "destination", "kind", "attempts", "study_uid", "error"]
+    if not rows:
+        out.print(none)
+        return
+    columns = ["id", "created", "state", "destination", "kind", "attempts", "study_uid", "error"]
     print_table("results", columns, [[str(r[c] if r[c] is not None else "") for c in columns] for r in rows])
 
 
@@ -47,7 +50,7 @@ def list_(config: Config = None, json: Json = False) -> None:
 
     Example: dicomnode results list --json
     """
-    _print([_row(r) for r in open_node(config).answers.results()], json)
+    _print([_row(r) for r in open_node(config).answers.results()], json, "no results yet")
 
 
 @app.command()
@@ -65,7 +68,8 @@ def show(id_: Id, config: Config = None, json: Json = False) -> None:
     _print([_row(result)], json=False)
     out.print(f"link: {node.link_base}/v/r/{answer.token}")
     for case in answer.answer.cases:
-        out.print(f"{case.rank}. {case.similarity:.3f} {case.subject} {'; '.join(f.display for f in case.findings)}")
+        findings = "; ".join(told_once(case.findings)) or NO_FINDINGS[case.status]
+        out.print(f"{case.rank}. {case.similarity:.3f} {case.subject} {findings}")
 
 
 @app.command()
@@ -85,14 +89,18 @@ def resend(id_: Id, config: Config = None) -> None:
 
 @app.command()
 def find(
-    accession: Annotated[str | None, typer.Option(help="Accession Number of a study still in the spool.")] = None,
+    accession: Annotated[str | None, typer.Option(help="Accession Number of the study, as it was received.")] = None,
     study: Annotated[str | None, typer.Option(help="Study Instance UID, original or pseudonymous.")] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Find the results of a study.
 
+    --accession finds a study from when it was answered, and for good: the node keeps a keyed hash of the number with
+    the answer, never the number. It finds nothing where the images carried none.
+
     Example: dicomnode results find --study 1.2.840.1
+    Example: dicomnode results find --accession A1234
     """
     if bool(accession) == bool(study):
         raise UsageError("give --accession or --study", place="results find")

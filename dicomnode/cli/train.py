@@ -74,7 +74,7 @@ Steps = Annotated[
 
 def _logs(config: Path | None) -> None:
     """Progress of a training goes to stderr as the node's log."""
-    configure_logging(load_settings(config).node.log_level)
+    configure_logging(load_settings(config).node.log_level, libraries=False)
 
 
 @contextmanager
@@ -172,6 +172,10 @@ def xception(
     seed: Seed = 0,
     form: Annotated[Form, typer.Option(help="literal: the encoding as one plane, as published.")] = Form.NATIVE,
     widths: Annotated[Widths, typer.Option(help="Of the Xception.")] = Widths.NARROW,
+    freeze: Annotated[
+        bool,
+        typer.Option("--freeze", help="Leave the CE-Net as it is, as published; else it goes on learning."),
+    ] = False,
     validate: Validate = None,
     patience: Patience = 5,
     device: OnDevice = Device.AUTO,
@@ -201,6 +205,7 @@ def xception(
         seed=seed,
         form=form.value,
         widths=widths.value,
+        freeze=freeze,
         masks=masks,
         scans=scans,
         per_scan=per_scan,

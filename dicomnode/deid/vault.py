@@ -84,7 +84,7 @@ class KeySource:
         """The key's file; None for the other kinds."""
         if self.env or self.command:
             return None
-        return Path(self.file) if self.file else self.default_file
+        return (Path(self.file) if self.file else self.default_file).absolute()
 
     def exists(self) -> bool:
         """Whether a key file is there; the other kinds show when they are read."""

@@ -6,7 +6,7 @@ full embedding before compaction, and each half alone. A U-Net gives the row it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,17 +59,28 @@ def of_pack(name: str, embedder: Embedder, note: str = "") -> Candidate:
     return Candidate(name, embedder.embed, manifest.model_id, int(seed), recipe, note, twin)
 
 
-def rows_of_pack(name: str, embedder: Embedder) -> list[Candidate]:
-    """The pack's vector, its full embedding and both halves alone, from one pass over a batch.
+PARTS = {  # rows of a pack's full embedding beside its vector: name -> parts
+    "CE-Net + Xception (full)": ("rmp", "activation"),
+    "CE-Net (RMP), fine-tuned": ("rmp",),
+    "Xception": ("activation",),
+    "lesion profile alone": ("lesion",),
+}
+
+
+def rows_of_pack(name: str, embedder: Embedder, rows: Mapping[str, tuple[str, ...]] = PARTS) -> list[Candidate]:
+    """The pack's vector, and parts of its full embedding, from one pass over a batch.
+
+    Parameters
+    ----------
+    rows : name -> parts (``EmbeddingNet.parts``) that make the row; left out where the pack lacks one of them.
 
     Raises
     ------
     PackError
-        The pack is of a kind that has no halves.
+        The pack is of a kind that has no parts.
     """
     whole = of_pack(name, embedder)
     network = embedder.pack.embedding_net
-    half = network.full_dim // 2
     full = _last_remembered(embedder.full)
 
     def compact(images: Pixels) -> Vectors:
@@ -77,16 +88,24 @@ def rows_of_pack(name: str, embedder: Embedder) -> list[Candidate]:
             out: torch.Tensor = network.compaction(torch.from_numpy(full(images)).to(embedder.device))
         return np.asarray(out.cpu().numpy(), dtype=np.float32)
 
-    parts: dict[str, Extractor] = {
-        name: compact,
-        f"{name} (full)": lambda images: unit_rows(full(images)),
-        "CE-Net (RMP)": lambda images: unit_rows(full(images)[:, :half]),
-        "Xception": lambda images: unit_rows(full(images)[:, half:]),
-    }
+    def of_parts(parts: Sequence[str]) -> Extractor:
+        at = [network.parts[part] for part in parts]
+        return lambda images: _unit(np.concatenate([full(images)[:, s] for s in at], axis=1))
+
+    extractors: dict[str, Extractor] = {name: compact}
+    for row, parts in rows.items():
+        if all(part in network.parts for part in parts):
+            extractors[row] = of_parts(parts)
     return [
         Candidate(n, embed, ModelId(f"{whole.model_id} {n}"), whole.seed, whole.recipe, twin=embedder)
-        for n, embed in parts.items()
+        for n, embed in extractors.items()
     ]
+
+
+def _unit(rows: Vectors) -> Vectors:
+    """Each row of length 1; rows of nothing (a lesion profile without a lung) are all alike."""
+    something = rows.any(axis=1, keepdims=True)
+    return unit_rows(np.where(something, rows, np.float32(1)))
 
 
 def of_checkpoint(name: str, checkpoint: Path | None, method: str, seed: int, recipe: Mapping[str, Any]) -> Candidate:

@@ -202,7 +202,7 @@ def random_twin(embedder: Embedder, images: Pixels, seed: int) -> Extractor:
         net.eval()
         full = torch.cat([net.full(batch).cpu() for batch in batches])
         net.compaction = Compaction(full.shape[1], min(embedder.dim, len(full) - 1))
-        net.compaction.fit(full)
+        net.fit(full)
         net.compaction.to(embedder.device)
 
     def embed(batch: Pixels) -> Vectors:

@@ -17,8 +17,10 @@ import torch
 
 from dicomnode.domain import ModelId
 from dicomnode.errors import InputError, PackError
+from dicomnode.models.manifest import MASKS
 from dicomnode.models.pack import Pack
 from dicomnode.models.preprocess import SIDE
+from dicomnode.models.segmentation import masks_of
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +30,7 @@ BATCH_CUDA = 128
 DEVICES = ("auto", "cpu", "cuda")
 
 Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
 
 
 def choose_device(wanted: str) -> str:
@@ -134,6 +137,25 @@ class Embedder:
         with torch.inference_mode():
             for at, batch in self._batches(checked):
                 out[at : at + len(batch)] = network.full(batch).cpu().numpy()
+        return out
+
+    def masks(self, images: Floats) -> Bools:
+        """Lungs and infection as the CE-Net outlines them, bool [n, 2, 224, 224]: its own view, not a finding.
+
+        Raises
+        ------
+        PackError
+            The pack has no decoder (``segmentation.safetensors``).
+        """
+        checked, cenet = self._checked(images), self.pack.cenet
+        if cenet is None:
+            raise PackError(
+                "the pack has no segmentation.safetensors: it outlines nothing", place=str(self.pack.folder)
+            )
+        out = np.empty((len(checked), len(MASKS), self.side, self.side), dtype=np.bool_)
+        with torch.inference_mode():
+            for at, batch in self._batches(checked):
+                out[at : at + len(batch)] = masks_of(cenet, batch).cpu().numpy()
         return out
 
     def _checked(self, images: Floats) -> Floats:

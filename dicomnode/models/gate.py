@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from dicomnode.domain import ImageKind, refusal
 from dicomnode.errors import InputError, PackError
+from dicomnode.models.colour import MOST as MOST_COLOUR
 from dicomnode.models.preprocess import SIDE
 
 FILE: Final = Path(__file__).with_name("gate.safetensors")
@@ -35,7 +36,7 @@ NAMED: Final = 0.5  # a kind is named where it is at least so probable
 Floats = npt.NDArray[np.float32]
 
 
-OUTPUTS: Final = (  # of the network, in this order; BLANK is found by its contrast
+OUTPUTS: Final = (  # of the network, in this order; BLANK and COLOUR are found without it
     ImageKind.SLICE,
     ImageKind.PHOTOGRAPH,
     ImageKind.PAGE,
@@ -138,8 +139,14 @@ class Gate:
             out[row] = e / e.sum()
         return out
 
-    def see(self, images: Floats, *, claimed: bool = False) -> tuple[Seen, ...]:
-        """Each image by itself; float32 [n, 224, 224] in 0..1. ``claimed``: their headers call them CT or MR.
+    def see(self, images: Floats, *, claimed: bool = False, colours: Sequence[float] = ()) -> tuple[Seen, ...]:
+        """Each image by itself.
+
+        Parameters
+        ----------
+        images : float32 [n, 224, 224] in 0..1.
+        claimed : their headers call them CT or MR.
+        colours : of pictures: the share of pixels with a colour of their own, as ``models.colour`` finds it.
 
         Raises
         ------
@@ -148,10 +155,12 @@ class Gate:
         """
         seen = []
         threshold = self.threshold_claimed if claimed else self.threshold
-        for image, p in zip(images, self.probabilities(images), strict=True):
+        for image, p, colour in zip(images, self.probabilities(images), colours or [0.0] * len(images), strict=True):
             p_slice = float(p[0])
             if float(image.std()) < FLAT:
                 seen.append(Seen(0.0, False, ImageKind.BLANK))
+            elif colour > MOST_COLOUR:
+                seen.append(Seen(0.0, False, ImageKind.COLOUR))
             elif p_slice >= threshold:
                 seen.append(Seen(p_slice, True, ImageKind.SLICE))
             else:

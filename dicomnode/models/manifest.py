@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.safetensors"
 CARD = "card.md"
+SEGMENTATION = "segmentation.safetensors"  # optional; see ``dicomnode.models.segmentation``
+MASKS = ("lungs", "infection")  # what it outlines, in the order of the network's channels
 GRAPH = "graph.json"
 ONNX = "model.onnx"
 CENET_XCEPTION, TORCH_EXPORT, ONNX_KIND = "cenet-xception", "torch-export", "onnx"
@@ -91,6 +93,26 @@ class Manifest:
     def weights(self) -> str:
         """Name of the file that holds the weights."""
         return WEIGHTS_OF[self.kind]
+
+    @property
+    def segmentation(self) -> str | None:
+        """SHA-256 of the file by which the pack outlines lungs and infection; None where it does not."""
+        if self.kind != CENET_XCEPTION:
+            return None
+        with_decoder = "lesion" in self.identity["architecture"]
+        return self.files.get(WEIGHTS if with_decoder else SEGMENTATION)
+
+    @property
+    def dice(self) -> dict[str, float]:
+        """Mean Dice of each mask over the held-out volumes, where the pack says it."""
+        said = self.about.get("dice_by_volume")
+        found: dict[str, float] = {}
+        for name in MASKS:
+            by_volume = said.get(name) if isinstance(said, Mapping) else None
+            values = list(by_volume.values()) if isinstance(by_volume, Mapping) else []
+            if values and all(isinstance(v, int | float) and 0 <= v <= 1 for v in values):
+                found[name] = sum(values) / len(values)
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``manifest.json`` holds."""

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,6 +26,7 @@ from dicomnode.models.manifest import (
     GRAPH,
     MANIFEST,
     ONNX_KIND,
+    SEGMENTATION,
     WEIGHTS,
     Manifest,
     model_id_of,
@@ -35,8 +34,10 @@ from dicomnode.models.manifest import (
     sha256_of,
     verify_files,
 )
-from dicomnode.models.networks import CENetConfig, EmbeddingNet, XceptionConfig
+from dicomnode.models.networks import CENet, CENetConfig, EmbeddingNet, XceptionConfig
 from dicomnode.models.preprocess import SIDE, SPEC
+from dicomnode.models.segmentation import load_segmentation, of_network, write_segmentation
+from dicomnode.models.tensors import full_tensors, half_tensors, read_tensors, save_tensors
 
 GOLDEN_COS = 0.999  # under this a vector is not the model's
 GOLDEN_COUNT = 4
@@ -70,11 +71,14 @@ class Pack:
     ----------
     network : nn.Module
         float32 [n, side, side] in 0..1 -> unit vectors float32 [n, dim].
+    cenet : CENet or None
+        Encoder of the network with the decoder that outlines lungs and infection, where the pack has one.
     """
 
     folder: Path
     manifest: Manifest
     network: nn.Module
+    cenet: CENet | None = None
 
     @property
     def embedding_net(self) -> EmbeddingNet:
@@ -104,7 +108,7 @@ class Pack:
         Raises
         ------
         PackError
-            Anything missing, damaged, or not reproducing its golden vectors (cosine under .999).
+            Anything missing, damaged, or not reproducing its golden vectors (cosine under .999) or masks.
         """
         manifest = read_manifest(folder)
         expected = SPEC if manifest.kind == CENET_XCEPTION else PLAIN_SPEC
@@ -116,8 +120,15 @@ class Pack:
             )
         verify_files(folder, manifest)
         network = load_network(folder, manifest.identity, manifest.kind, device)
-        _check_golden(network, _tensors(folder / GOLDEN), folder, device)
-        return cls(folder, manifest, network)
+        _check_golden(network, read_tensors(folder / GOLDEN), folder, device)
+        cenet = None
+        if manifest.segmentation is not None and isinstance(network, EmbeddingNet):
+            config = CENetConfig(**manifest.identity["architecture"]["cenet"])
+            if network.decoder is not None:
+                cenet = of_network(config, network)
+            else:
+                cenet = load_segmentation(folder, config, network.encoder, synthetic_images(), device)
+        return cls(folder, manifest, network, cenet)
 
 
 class UnitNet(nn.Module):
@@ -142,7 +153,7 @@ def load_network(folder: Path, identity: Mapping[str, Any], kind: str, device: s
     """
     network: nn.Module
     if kind == CENET_XCEPTION:
-        network = _network(identity, _tensors(folder / WEIGHTS), folder)
+        network = _network(identity, read_tensors(folder / WEIGHTS), folder)
     elif kind == ONNX_KIND:
         from dicomnode.models.manifest import ONNX
         from dicomnode.models.onnxnet import OnnxNet
@@ -156,7 +167,7 @@ def load_network(folder: Path, identity: Mapping[str, Any], kind: str, device: s
 def _graph(folder: Path) -> nn.Module:
     from dicomnode.models.graph import GraphNet
 
-    tensors = _tensors(folder / WEIGHTS)
+    tensors = read_tensors(folder / WEIGHTS)
     if any(t.is_floating_point() and not bool(torch.isfinite(t).all()) for t in tensors.values()):
         raise PackError("holds weights that are NaN or infinite", place=str(folder / WEIGHTS))
     try:
@@ -167,33 +178,25 @@ def _graph(folder: Path) -> nn.Module:
         raise PackError("is not a readable graph", place=str(folder / GRAPH)) from e
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as e:
-        raise PackError("is not a readable safetensors file", place=str(path)) from e
-
-
 def _network(identity: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> EmbeddingNet:
     """Build the network the identity describes and fill it; nothing missing, nothing left over."""
     try:
         architecture = identity["architecture"]
         with torch.device("meta"):  # no time spent on random weights that are thrown away
             network = EmbeddingNet(
-                CENetConfig(**architecture["cenet"]), XceptionConfig(**architecture["xception"]), SIDE, identity["dim"]
+                CENetConfig(**architecture["cenet"]),
+                XceptionConfig(**architecture["xception"]),
+                SIDE,
+                identity["dim"],
+                lesion="lesion" in architecture,
             )
-        filled = {k: v if v.dtype == torch.int8 else v.to(torch.float32) for k, v in tensors.items()}
-        counters = {k: torch.zeros((), dtype=torch.int64) for k in network.state_dict() if k.endswith(_COUNTER)}
-        network.load_state_dict({**filled, **counters}, strict=True, assign=True)
+        network.load_state_dict(full_tensors(tensors, network.state_dict()), strict=True, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise PackError("weights do not fit the architecture of the manifest", place=str(folder / WEIGHTS)) from e
     network.requires_grad_(False)
     network.eval()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch annotates it for tensors only
     return network
-
-
-_COUNTER = "num_batches_tracked"  # only training needs it: not shipped
 
 
 def _check_golden(network: nn.Module, golden: dict[str, Tensor], folder: Path, device: str) -> None:
@@ -217,23 +220,6 @@ def _check_golden(network: nn.Module, golden: dict[str, Tensor], folder: Path, d
         )
 
 
-def half_tensors(network: EmbeddingNet) -> dict[str, Tensor]:
-    """What a pack ships: convolutions as float16, one-dimensional tensors (norms) as float32, PCA as int8."""
-    out = {}
-    for name, tensor in network.state_dict().items():
-        if name.endswith(_COUNTER):
-            continue
-        small = tensor.dtype == torch.float32 and tensor.ndim > 1
-        out[name] = (tensor.half() if small else tensor).contiguous()
-    return out
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file that everybody may read."""
-    save_file(tensors, path)
-    path.chmod(0o644)  # safetensors writes 0600; an installed pack is read by the node's own user
-
-
 def write_pack(
     folder: Path,
     network: EmbeddingNet,
@@ -244,14 +230,16 @@ def write_pack(
     about: Mapping[str, Any],
     architecture: Mapping[str, Any],
     compaction: Mapping[str, Any],
+    segmentation: CENet | None = None,
 ) -> Pack:
     """Write a pack and load it back: golden vectors are computed from the shipped (half precision) weights.
 
-    The manifest is written last and by renaming, so a folder with a manifest is whole.
+    The manifest is written last and by renaming, so a folder with a manifest is whole. With the CE-Net that the
+    encoder was trained in as ``segmentation``, the pack offers outlines too; one with a lesion profile does anyway.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    save_tensors(half_tensors(network), folder / WEIGHTS)
+    save_tensors(half_tensors(network.state_dict()), folder / WEIGHTS)
     identity = {
         "weights_sha256": sha256_of(folder / WEIGHTS),
         "architecture": dict(architecture),
@@ -263,13 +251,18 @@ def write_pack(
         "compaction": dict(compaction),
         "calibration": None,  # calibration belongs to a repository, not to a pack
     }
-    shipped = _network(identity, _tensors(folder / WEIGHTS), folder)
+    shipped = _network(identity, read_tensors(folder / WEIGHTS), folder)
     images = torch.from_numpy(synthetic_images())
     with torch.inference_mode():
         vectors = shipped(images.float().div(255))
     save_tensors({"images": images, "vectors": vectors.contiguous()}, folder / GOLDEN)
     (folder / CARD).write_text(card.replace("{model_id}", model_id_of(identity)), encoding="utf-8")
-    write_manifest(folder, name, status, identity, (WEIGHTS, GOLDEN, CARD), about)
+    names = [WEIGHTS, GOLDEN, CARD]
+    (folder / SEGMENTATION).unlink(missing_ok=True)
+    if segmentation is not None and network.decoder is None:
+        write_segmentation(folder, segmentation, shipped.encoder, synthetic_images())
+        names.append(SEGMENTATION)
+    write_manifest(folder, name, status, identity, names, about)
     return Pack.load(folder)
 
 

@@ -35,8 +35,9 @@ from dicomnode.models.manifest import (
     read_manifest,
     sha256_of,
 )
-from dicomnode.models.pack import PLAIN_SPEC, Pack, load_network, save_tensors, synthetic_images, write_manifest
+from dicomnode.models.pack import PLAIN_SPEC, Pack, load_network, synthetic_images, write_manifest
 from dicomnode.models.preprocess import SIDE
+from dicomnode.models.tensors import save_tensors
 
 CARD_SECTIONS = ("Data", "Terms", "Intended use", "Limits")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

@@ -36,6 +36,7 @@ BODY_MARGIN = 1.04
 FOREGROUND_PERCENTILES = (1.0, 99.0)
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 MAX_PIXELS = 100_000_000  # a frame larger than this is not decoded (a mammogram has 20 million)
+MASK_SIDE = 1024  # of a mask laid on a frame: finer than 224 pixels can tell anyway
 WINDOW_WASHED_OUT = 0.98  # share of pixels at one end: the header's window is of no use
 
 # Part of every pack's identity: change a rule above, change the version.
@@ -49,6 +50,8 @@ SPEC: Final[dict[str, Any]] = {
 }
 
 Floats = npt.NDArray[np.float32]
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels, may reach outside the image
+PixelBox = tuple[int, int, int, int]
 
 
 class UnusableImage(InputError):
@@ -68,11 +71,21 @@ class Prepared:
     Attributes
     ----------
     pixels : float32 [224, 224] in 0..1.
+    box : what of the frame they show: left, top, right, bottom in its pixels; may reach outside.
+    frame : rows and columns of the frame.
     notes : what was assumed ("pixel spacing is missing: square pixels assumed").
     """
 
     pixels: Floats
+    box: PixelBox
+    frame: tuple[int, int]
     notes: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> tuple[float, float, float, float]:
+        """The box in shares of the frame: 0, 0, 1, 1 is all of it."""
+        (rows, columns), (left, top, right, bottom) = self.frame, self.box
+        return left / columns, top / rows, right / columns, bottom / rows
 
 
 def prepare_dicom(path: Path, frame: int = 0) -> Prepared:
@@ -116,14 +129,40 @@ def prepare_dicom_mask(path: Path, mask: npt.NDArray[np.bool_], frame: int = 0) 
     return _resample(mask.astype(np.float32), box, 0.0) > 0.5
 
 
+def mask_on_frame(
+    mask: npt.NDArray[np.bool_], box: PixelBox, frame: tuple[int, int], most: int = MASK_SIDE
+) -> npt.NDArray[np.bool_]:
+    """The way back: a mask of the prepared slice, bool [224, 224], laid on the frame it was cut from.
+
+    Parameters
+    ----------
+    box, frame : of ``Prepared``.
+    most : the longer side of what is given; a larger frame's mask is that much coarser, in the same shape.
+
+    Returns
+    -------
+    bool [rows, columns]
+        False outside the box.
+    """
+    (rows, columns), (left, top, right, bottom) = frame, box
+    scale = min(1.0, most / max(rows, columns))
+    size = max(1, round(columns * scale)), max(1, round(rows * scale))
+    # Pixel centres of the result to places of the mask (Pillow adds the half pixels itself).
+    across, down = mask.shape[1] / (right - left), mask.shape[0] / (bottom - top)
+    way = (across * columns / size[0], 0.0, -left * across, 0.0, down * rows / size[1], -top * down)
+    grey = Image.fromarray(mask.astype(np.uint8) * 255)
+    laid = grey.transform(size, Image.Transform.AFFINE, way, Image.Resampling.BILINEAR, fillcolor=0)
+    return np.asarray(laid) > 127
+
+
 def _prepare(path: Path, frame: int) -> Prepared:
     grey, head, ds, box, notes = _placed(path, frame)
     unit = _unit(grey, head, ds, notes)
     fill = _hounsfield_unit(np.float32(AIR_HU)) if head.is_hounsfield else np.float32(unit.min())
-    return Prepared(_resample(unit, box, float(fill)), tuple(notes))
+    return Prepared(_resample(unit, box, float(fill)), box, (grey.shape[0], grey.shape[1]), tuple(notes))
 
 
-def _placed(path: Path, frame: int) -> tuple[Floats, FrameHeader, Dataset, Box, list[str]]:
+def _placed(path: Path, frame: int) -> tuple[Floats, FrameHeader, Dataset, PixelBox, list[str]]:
     """Real-world values of a frame, its headers, the square that is cut out of it, and notes."""
     ds = read_header(path)
     try:
@@ -139,7 +178,7 @@ def _placed(path: Path, frame: int) -> tuple[Floats, FrameHeader, Dataset, Box, 
     box = body_square(grey, spacing) if head.is_hounsfield else None
     if box is None:
         box = _whole_square(grey.shape, spacing)
-    return grey, head, ds, box, notes
+    return grey, head, ds, _whole_pixels(box), notes
 
 
 def prepare_picture(path: Path) -> Prepared:
@@ -154,9 +193,14 @@ def prepare_picture(path: Path) -> Prepared:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnusableImage("too-large", "the picture has more than 100 million pixels")
-            return Prepared(_finite(picture_pixels(image)))
+            return whole_picture(_finite(picture_pixels(image)), image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise UnusableImage("undecodable", "the file is not a picture that can be read") from e
+
+
+def whole_picture(pixels: Floats, image: Image.Image) -> Prepared:
+    """Pixels that show all of a picture, as ``picture_pixels`` gives them."""
+    return Prepared(pixels, (0, 0, image.width, image.height), (image.height, image.width))
 
 
 def picture_pixels(image: Image.Image) -> Floats:
@@ -330,9 +374,6 @@ def _finite(values: Floats, *, constant_ok: bool = False) -> Floats:
     return values
 
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels, may reach outside the image
-
-
 def body_square(hounsfield: Floats, spacing: tuple[float, float]) -> Box | None:
     """The square (in millimetres) around the body, as pixel coordinates; None where no body is found.
 
@@ -371,11 +412,16 @@ def _square(centre: tuple[float, float], side: float, spacing: tuple[float, floa
     return centre[0] - half_x, centre[1] - half_y, centre[0] + half_x, centre[1] + half_y
 
 
-def _resample(unit: Floats, box: Box, fill: float) -> Floats:
-    """Cut the box (``fill`` where it reaches outside) and scale it to 224x224 with an anti-aliased filter."""
-    rows, columns = unit.shape
+def _whole_pixels(box: Box) -> PixelBox:
     left, top = (int(np.floor(v)) for v in box[:2])
     right, bottom = (max(int(np.ceil(v)), low + 1) for v, low in zip(box[2:], (left, top), strict=True))
+    return left, top, right, bottom
+
+
+def _resample(unit: Floats, box: PixelBox, fill: float) -> Floats:
+    """Cut the box (``fill`` where it reaches outside) and scale it to 224x224 with an anti-aliased filter."""
+    rows, columns = unit.shape
+    left, top, right, bottom = box
     cut = np.full((bottom - top, right - left), fill, dtype=np.float32)
     y0, y1, x0, x1 = max(top, 0), min(bottom, rows), max(left, 0), min(right, columns)
     cut[y0 - top : y1 - top, x0 - left : x1 - left] = unit[y0:y1, x0:x1]

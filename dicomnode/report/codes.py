@@ -90,6 +90,7 @@ class Texts:
     p_value: str
     listed_below: str
     no_case_listed: str
+    other_modality: str
     below_threshold: str
     below_threshold_short: str
     rank: str
@@ -139,6 +140,7 @@ ENGLISH = Texts(
     p_value=" (p = {p})",
     listed_below="The nearest cases are listed all the same, each marked as below threshold.",
     no_case_listed="No case is listed.",
+    other_modality="Caution: this study is {modality}, and none of the cases listed is.",
     below_threshold="Below threshold: nearest case, not shown to be similar.",
     below_threshold_short="below threshold",
     rank="{rank} of {total}",
@@ -188,6 +190,7 @@ SPANISH = Texts(
     p_value=" (p = {p})",
     listed_below="Aun así se muestran los casos más próximos, marcados cada uno como por debajo del umbral.",
     no_case_listed="No se muestra ningún caso.",
+    other_modality="Atención: este estudio es {modality} y ninguno de los casos mostrados lo es.",
     below_threshold="Por debajo del umbral (below threshold): caso más próximo, sin similitud demostrada.",
     below_threshold_short="por debajo del umbral",
     rank="{rank} de {total}",

@@ -265,6 +265,7 @@ class _Pages(FPDF):
         note = self.t.similarity_note if self.answer.calibrated else self.t.score_note
         for number in range(1, total + 1):
             self.page = number
+            self.set_fill_color(*SOFT)  # fpdf2 writes a colour only where it changes, and knows no page's last one
             self.rule(FOOTER_TOP)
             x = MARGIN
             for status, words in zip(

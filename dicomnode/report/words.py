@@ -29,6 +29,8 @@ def verdict_sentence(answer: Answer, t: Texts) -> str:
     }[verdict.kind].format(searched=answer.searched, p=p, reason=f": {reason.rstrip('.')}" if reason else "")
     if not answer.cases:
         return f"{first} {t.no_case_listed}"
+    if answer.other_modality:
+        return f"{first} {t.other_modality.format(modality=clean_text(answer.other_modality))}"
     return f"{first} {t.listed_below}" if verdict.kind in BELOW_THRESHOLD else first
 
 
@@ -50,6 +52,5 @@ def finding_text(case: Case, t: Texts) -> list[str]:
         return [t.finding_unknown]
     if case.status is FindingStatus.NONE:
         return [t.finding_none]
-    return [clean_text(f.display) or clean_text(f.code) or t.finding_uncoded for f in case.findings] or [
-        t.finding_uncoded
-    ]
+    said = [clean_text(f.display) or clean_text(f.code) or t.finding_uncoded for f in case.findings]
+    return list(dict.fromkeys(said)) or [t.finding_uncoded]

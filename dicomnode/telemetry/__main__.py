@@ -24,7 +24,8 @@ Worth an alarm: `dicomnode_outbox_pending` that grows for an hour (a peer is awa
 One JSON object a line on standard error (a readable form on a terminal) with `time` (UTC), `level`, `logger`, `event`
 and keys of this list. What is not on the list, or has not the shape given here, is left out and its key named under
 `dropped`. Exceptions appear as `error`, `where` and, for the node's own, `code` and `line`. Messages of libraries
-appear as `library_message` with logger and level, without their text. `[node] log_level` sets how much is written.
+appear as `library_message` with logger and level, without their text; those of pynetdicom and those that a command
+meets are left out. `[node] log_level` sets how much is written.
 
 {keys}
 ## Audit trail

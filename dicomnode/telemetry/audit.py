@@ -43,8 +43,6 @@ class AuditEvent(StrEnum):
     VAULT_ROTATED = "vault-rotated"
     MODEL_ACTIVATED = "model-activated"
     MODEL_DISCARDED = "model-discarded"
-    BACKUP_WRITTEN = "backup-written"
-    BACKUP_RESTORED = "backup-restored"
 
 
 # The registry. docs/metrics.md lists each event; a test fails where one lacks its documentation.
@@ -69,8 +67,6 @@ EVENTS: dict[AuditEvent, str] = {
     AuditEvent.VAULT_ROTATED: "the key of the pseudonym vault was changed",
     AuditEvent.MODEL_ACTIVATED: "another model pack was put to work",
     AuditEvent.MODEL_DISCARDED: "vectors of a model that is not in force were deleted",
-    AuditEvent.BACKUP_WRITTEN: "a backup was written",
-    AuditEvent.BACKUP_RESTORED: "a backup was restored",
 }
 
 FIRST = "0" * 64  # what the first line of a file has as the hash of the line before it

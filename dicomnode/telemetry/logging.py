@@ -2,7 +2,8 @@
 
 A key that is not in ``KEYS``, or a value that does not have its key's shape, is left out and its key named under
 ``dropped``. Exceptions appear by class, place in the code and the line of a ``DicomnodeError``; never by their text.
-Messages of libraries are reduced to logger and level, at every log level, because they quote data.
+Messages of libraries are reduced to logger and level, at every log level, because they quote data; pynetdicom's are
+left out, because what failed with which peer is told by an error of ours.
 """
 
 from __future__ import annotations
@@ -147,7 +148,6 @@ _LIBRARIES = (
     "uvicorn.error",
     "uvicorn.access",
     "pydicom",
-    "pynetdicom",
     "deid",
     "sqlalchemy",
     "alembic",
@@ -156,7 +156,9 @@ _LIBRARIES = (
 EventDict = MutableMapping[str, Any]
 
 
-def configure_logging(level: str = "info", json: bool | None = None, *, stream: TextIO | None = None) -> None:
+def configure_logging(
+    level: str = "info", json: bool | None = None, *, stream: TextIO | None = None, libraries: bool = True
+) -> None:
     """Set up logging of this process: ours through the allow-list, libraries by logger and level only.
 
     Parameters
@@ -168,6 +170,8 @@ def configure_logging(level: str = "info", json: bool | None = None, *, stream: 
         JSON lines; default: unless the stream is a terminal.
     stream : text stream, optional
         Where to write; default standard error as it is now.
+    libraries : bool
+        Whether it is told that a library had something to say: in the node's log, not on the screen of a command.
     """
     stream = stream or sys.stderr
     terminal = stream.isatty()
@@ -189,7 +193,7 @@ def configure_logging(level: str = "info", json: bool | None = None, *, stream: 
         logger_factory=_LoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
-    _reduce_libraries()
+    _reduce_libraries(_LibraryHandler(level=logging.WARNING) if libraries else logging.NullHandler())
     sys.excepthook = _process_failed
     threading.excepthook = _thread_failed
 
@@ -302,9 +306,8 @@ class _LibraryHandler(logging.Handler):
         log.log(max(record.levelno, logging.WARNING), "library_message", **said)
 
 
-def _reduce_libraries() -> None:
+def _reduce_libraries(handler: logging.Handler) -> None:
     """One handler at the root and on loggers that would bring their own; Python warnings go the same way."""
-    handler = _LibraryHandler(level=logging.WARNING)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
@@ -313,6 +316,9 @@ def _reduce_libraries() -> None:
         library.handlers = [handler]  # DBOS adds a console handler of its own only where there is none
         library.propagate = False
         library.setLevel(logging.WARNING)
+    pynetdicom = logging.getLogger("pynetdicom")
+    pynetdicom.handlers = [logging.NullHandler()]
+    pynetdicom.propagate = False
     logging.getLogger("uvicorn.access").handlers = [logging.NullHandler()]  # its lines hold links
     logging.raiseExceptions = False  # else a handler that fails prints the record's arguments
     logging.captureWarnings(capture=True)

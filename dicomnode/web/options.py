@@ -134,6 +134,9 @@ class ResultServices(Protocol):
     ) -> FrameData:
         """A frame as PNG through a window (centre, width)."""
 
+    def masks(self, result_id: str, case: str, series: int, frame: int, who: Principal) -> FrameData:
+        """What the network outlines in a frame, as PNG."""
+
     def why(self, result_id: str, case: str, ask: WhyAsk, who: Principal) -> dict[str, Any]:
         """What makes two frames alike."""
 

@@ -73,6 +73,7 @@ class Pages:
             kind="empty" if empty else kind.value,
             headline=text[headline].format(n=shown),
             why=text[why].format(searched=answer.searched),
+            caution=text["other_modality"].format(modality=answer.other_modality) if answer.other_modality else "",
             reason=reason_in(answer.verdict.reason, language) if kind is VerdictKind.NOT_SEARCHABLE else "",
             below=kind is not VerdictKind.SIMILAR,
             cases=[_case(c, answer.calibrated, language) for c in answer.cases],

@@ -19,7 +19,9 @@ TEXTS: dict[Language, dict[str, str]] = {
         "notice": "Similar image of another patient, not a diagnosis",
         "similar": "Similar cases found: the {n} nearest are shown",
         "similar_one": "A similar case was found",
-        "similar_why": "Ranked by the likeness of their images among {searched} cases that were searched.",
+        "similar_why": "Ranked by the likeness of their images among {searched} cases that were searched. The nearest "
+        "lie about as near as the cases of this repository lie to each other.",
+        "other_modality": "Caution: this study is {modality}, and none of the cases shown is.",
         "none": "No similar case in this repository",
         "none_why": "{searched} cases were searched. The image lies farther from its nearest case than nearly all "
         "cases here lie from theirs. The nearest are listed below so that you can judge for yourself.",
@@ -38,7 +40,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "case": "Case {rank}",
         "alt": "Best matching slice of case {rank}, {modality}",
         "similarity": "Similarity",
-        "score_note": "An uncalibrated score from 0 to 1: it ranks cases, it is not a probability.",
+        "score_note": "An uncalibrated score from 0 to 1: it ranks the cases of this answer. It is not a "
+        "probability, and scores of two answers cannot be compared.",
         "percent_note": "Calibrated on the labelled cases of this repository.",
         "findings": "Findings recorded for this case",
         "present": "Finding recorded",
@@ -94,7 +97,9 @@ TEXTS: dict[Language, dict[str, str]] = {
         "notice": "Imagen similar de otro paciente, no es un diagnóstico",
         "similar": "Hay casos similares: se muestran los {n} más próximos",
         "similar_one": "Hay un caso similar",
-        "similar_why": "Ordenados por el parecido de sus imágenes entre {searched} casos buscados.",
+        "similar_why": "Ordenados por el parecido de sus imágenes entre {searched} casos buscados. Los más próximos "
+        "están más o menos tan cerca como lo están entre sí los casos de este repositorio.",
+        "other_modality": "Atención: este estudio es {modality} y ninguno de los casos mostrados lo es.",
         "none": "Ningún caso similar en este repositorio",
         "none_why": "Se buscó en {searched} casos. La imagen está más lejos de su caso más próximo que casi todos los "
         "casos de aquí del suyo. Los más próximos se muestran abajo para que pueda juzgar.",
@@ -113,7 +118,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "case": "Caso {rank}",
         "alt": "Corte más parecido del caso {rank}, {modality}",
         "similarity": "Similitud",
-        "score_note": "Puntuación sin calibrar de 0 a 1: ordena los casos, no es una probabilidad.",
+        "score_note": "Puntuación sin calibrar de 0 a 1: ordena los casos de esta respuesta. No es una "
+        "probabilidad, y las puntuaciones de dos respuestas no se pueden comparar.",
         "percent_note": "Calibrada con los casos etiquetados de este repositorio.",
         "findings": "Hallazgos registrados de este caso",
         "present": "Hallazgo registrado",

@@ -35,9 +35,9 @@ from dicomnode.models.display import (
     rendered,
     window_of,
 )
-from dicomnode.models.preprocess import prepare_dicom, prepare_picture
+from dicomnode.models.preprocess import Prepared, prepare_dicom, prepare_picture
 from dicomnode.webside.opened import OpenResult, OpenSlice
-from dicomnode.workflow.captures import LABELS, capture_pixels
+from dicomnode.workflow.captures import LABELS, prepare_capture
 
 FRAME_BYTES = 128 << 20  # decoded frames in memory: 250 of 512 x 512
 STUDIES = 64  # whose series order is kept
@@ -72,8 +72,8 @@ class Shown:
         return self.series[series], self.series[series].frames[frame]
 
 
-class _Kept(Generic[K, V]):
-    """The values used last, within a bound."""
+class Kept(Generic[K, V]):
+    """The values used last, within a bound; safe for threads."""
 
     def __init__(self, bound: int, size: Callable[[V], int]) -> None:
         self._bound, self._size, self._used = bound, size, 0
@@ -104,9 +104,9 @@ class Images:
         self._cases = cases
         self._objects = objects
         self._thumbnails = thumbnails
-        self._shown: _Kept[object, Shown] = _Kept(STUDIES, lambda _: 1)
-        self._frames: _Kept[tuple[str, Path, int, float], Values] = _Kept(FRAME_BYTES, lambda v: int(v.nbytes))
-        self._queries: _Kept[tuple[Path, int], Grey] = _Kept(QUERY_THUMBNAILS, lambda _: 1)
+        self._shown: Kept[object, Shown] = Kept(STUDIES, lambda _: 1)
+        self._frames: Kept[tuple[str, Path, int, float], Values] = Kept(FRAME_BYTES, lambda v: int(v.nbytes))
+        self._queries: Kept[tuple[Path, int], Grey] = Kept(QUERY_THUMBNAILS, lambda _: 1)
 
     def of_case(self, row: CaseRow) -> Shown:
         """The series of a case, by series number."""
@@ -163,13 +163,13 @@ class Images:
         said = f"{shown.digests.get(at.path, '')}/{at.frame}/{series.scale}"
         return hashlib.sha256(said.encode()).hexdigest()[:32]
 
-    def prepared(self, at: FrameAt, row: CaseRow | None = None) -> npt.NDArray[np.float32]:
-        """The slice as the network saw it when it was embedded, float32 [224, 224]; ``row``: of the case, if of one."""
+    def prepared(self, at: FrameAt, row: CaseRow | None = None) -> Prepared:
+        """The slice as the network saw it when it was embedded; ``row``: of the case, if of one."""
         if not at.path.exists():
             raise NotFound("the image is no longer here")
         if row is not None and row.source == LABELS:
-            return capture_pixels(at.path)
-        return (prepare_picture(at.path) if at.path.suffix == ".png" else prepare_dicom(at.path, at.frame)).pixels
+            return prepare_capture(at.path)
+        return prepare_picture(at.path) if at.path.suffix == ".png" else prepare_dicom(at.path, at.frame)
 
     def atlas(self, pictures: Sequence[Grey | None], size: int) -> bytes:
         """Pictures as one WebP; see ``archive.thumbnails.atlas``."""
@@ -199,7 +199,7 @@ class Images:
         try:
             if as_it_is:  # 8 bits, at its own size
                 return frame_values(at).astype(np.uint8)
-            return np.rint(self.prepared(at) * 255).astype(np.uint8)
+            return np.rint(self.prepared(at).pixels * 255).astype(np.uint8)
         except DicomnodeError:
             return None
 
@@ -208,7 +208,7 @@ def _is_picture(one: OpenSlice) -> bool:
     return one.path.suffix == ".png"
 
 
-def series_json(index: int, series: DisplaySeries) -> dict[str, Any]:
+def series_json(index: int, series: DisplaySeries, *, outlined: bool) -> dict[str, Any]:
     """A series of ``CaseDetail``."""
     presets = PRESETS if series.is_hounsfield else {}
     return {
@@ -222,6 +222,7 @@ def series_json(index: int, series: DisplaySeries) -> dict[str, Any]:
         "monochrome1": series.monochrome1,
         "window": list(series.window or (128.0, 256.0)),
         "presets": [{"name": name, "center": c, "width": w} for name, (c, w) in presets.items()],
+        "outlined": outlined,
     }
 
 

@@ -22,6 +22,7 @@ from dicomnode.web.options import FrameData, GraphAsk, WhyAsk
 from dicomnode.webside.graph import Graphs
 from dicomnode.webside.images import Images, Shown, render_png, series_json
 from dicomnode.webside.opened import Opened, OpenResult, own_patients, still_shown
+from dicomnode.webside.outlines import Outlines
 
 PAIRS = 8  # slice pairs of a case that are named
 EXPLAINED = 128  # explanations kept in memory, each some kilobytes
@@ -54,6 +55,7 @@ class Results:
         graphs: Graphs,
         images: Images,
         handles: Handles,
+        outlines: Outlines,
         *,
         embed: Callable[[ModelId], Embed],
         explains: Callable[[ModelId], bool],
@@ -66,6 +68,7 @@ class Results:
         self._graphs = graphs
         self._images = images
         self._handles = handles
+        self._outlines = outlines
         self._embed = embed
         self._explains = explains
         self._warm = warm
@@ -96,6 +99,7 @@ class Results:
             },
             "model_id": answer.model_id,
             "explains": self._explains(answer.model_id),
+            "outlines": self._outlines.said(answer.model_id),
             "organisation": self._organisation,
             "text": found.text,
         }
@@ -129,7 +133,7 @@ class Results:
             "source": row.source,
             "status": row.status.value,
             "findings": [{**f.as_json(), "source": f.source} for f in row.findings],
-            "series": [series_json(i, s) for i, s in enumerate(shown.series)],
+            "series": self._series(found, shown),
             "best": self._best(found, row, shown),
         }
 
@@ -143,9 +147,13 @@ class Results:
             "modality": str(found.answer.query.get("modality", "")),
             "status": "unknown",
             "findings": [],
-            "series": [series_json(i, s) for i, s in enumerate(shown.series)],
+            "series": self._series(found, shown),
             "best": [],
         }
+
+    def _series(self, found: OpenResult, shown: Shown) -> list[dict[str, Any]]:
+        model_id = found.answer.model_id
+        return [series_json(i, s, outlined=self._outlines.offered(model_id, s)) for i, s in enumerate(shown.series)]
 
     def _best(self, found: OpenResult, row: CaseRow, shown: Shown) -> list[dict[str, Any]]:
         query = self._images.of_query(found)
@@ -169,7 +177,7 @@ class Results:
 
     def frame(self, result_id: str, case: str, series: int, frame: int, who: Principal) -> FrameData:
         """Values of one frame."""
-        shown = self._shown(result_id, case, who)
+        _, _, shown = self._shown(result_id, case, who)
         one, at = shown.frame(series, frame)
         tag = self._images.tag(shown, one, at)
         return FrameData(tag, lambda: self._images.values(one, at, shown.digests.get(at.path, "")).tobytes())
@@ -184,7 +192,7 @@ class Results:
         who: Principal,
     ) -> FrameData:
         """One frame as PNG; its own window where none is given."""
-        shown = self._shown(result_id, case, who)
+        _, _, shown = self._shown(result_id, case, who)
         one, at = shown.frame(series, frame)
         default = one.window or (128.0, 256.0)
         centre = default[0] if window[0] is None else window[0]
@@ -195,13 +203,20 @@ class Results:
             tag, lambda: render_png(self._images.values(one, at, digest), (centre, width), inverted=one.monochrome1)
         )
 
-    def _shown(self, result_id: str, case: str, who: Principal) -> Shown:
+    def masks(self, result_id: str, case: str, series: int, frame: int, who: Principal) -> FrameData:
+        """What the network outlines in one frame, as PNG."""
+        found, row, shown = self._shown(result_id, case, who)
+        one, at = shown.frame(series, frame)
+        return self._outlines.png(found.answer.model_id, shown, one, at, row)
+
+    def _shown(self, result_id: str, case: str, who: Principal) -> tuple[OpenResult, CaseRow | None, Shown]:
+        """A case of a result, or its query (no row), and its series; recorded as a view of the case."""
         found = self._opened.find(result_id, who)
         if case == QUERY:
-            return self._images.of_query(found)
+            return found, None, self._images.of_query(found)
         row = self._case(found, case)
         self._opened.viewed(found, row.patient, who)
-        return self._images.of_case(row)
+        return found, row, self._images.of_case(row)
 
     def atlas(self, result_id: str, cases: Sequence[str], size: int, who: Principal) -> bytes:
         """Thumbnails as one picture; unknown handles are empty squares, as missing pictures are."""
@@ -246,14 +261,15 @@ class Results:
             with self._explaining:
                 if key in self._explained:  # who came first has just computed it
                     return self._explained[key]
-            explained = occlusion(
-                self._embed(model_id), self._images.prepared(theirs, row), self._images.prepared(mine)
-            )
+            case, query = self._images.prepared(theirs, row), self._images.prepared(mine)
+            explained = occlusion(self._embed(model_id), case.pixels, query.pixels)
             made = {
                 "rows": explained.case.shape[0],
                 "columns": explained.case.shape[1],
                 "case": explained.case.tolist(),
                 "query": explained.query.tolist(),
+                "case_place": list(case.place),
+                "query_place": list(query.place),
                 "similarity": explained.similarity,
             }
             with self._explaining:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cached_property
 from io import BytesIO
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
 from PIL import Image
@@ -27,9 +27,13 @@ from dicomnode.web.handles import Handles
 from dicomnode.webside.graph import Graphs
 from dicomnode.webside.images import Images
 from dicomnode.webside.opened import DAY_S, Opened, OpenResult, still_shown
+from dicomnode.webside.outlines import Outliner, Outlines
 from dicomnode.webside.results import Embed, Results
 from dicomnode.workflow.models import Model
 from dicomnode.workflow.uploads import Uploads
+
+if TYPE_CHECKING:  # it brings the networks along
+    from dicomnode.models.embedder import Embedder
 
 log = structlog.get_logger(__name__)
 
@@ -110,12 +114,14 @@ class WebSide:
             node.answers, node.catalogue.patient_of, node.folders.results, node.audit, node.settings.web.link_days
         )
         opened.uploads = self.queries
+        images = Images(self._cases, node.objects, node.thumbnails)
         return Results(
             opened,
             self._cases,
             Graphs(self._index_of, node.catalogue, self._cases, handles, node.settings.retrieval.k),
-            Images(self._cases, node.objects, node.thumbnails),
+            images,
             handles,
+            Outlines(images, self._outliner),
             embed=self._embed,
             explains=lambda model_id: node.models.of(model_id) is not None,
             warm=self.warm,
@@ -175,13 +181,22 @@ class WebSide:
         model = self._node.models.of(model_id)
         if model is None:
             raise NotFound("the model that gave this answer is no longer here, so it cannot be explained")
-        return self._load(model)
+        return self._load(model).embed
 
-    def _load(self, model: Model) -> Embed:
+    def _outliner(self, model_id: ModelId) -> Outliner | None:
+        """What outlines for an answer's model, by its manifest; the networks are loaded when they are needed."""
+        model = self._node.models.of(model_id)
+        if model is None or model.manifest.segmentation is None:
+            return None
+        return Outliner(
+            model.manifest.segmentation, model.manifest.dice, lambda images: self._load(model).masks(images)
+        )
+
+    def _load(self, model: Model) -> Embedder:
         with self._loading:
             try:
                 wait_passively()
-                return model.embedder().embed
+                return model.embedder()
             except DicomnodeError:
                 raise
             except (ImportError, OSError) as exc:

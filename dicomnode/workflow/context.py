@@ -54,7 +54,9 @@ class EmbedPort(Protocol):
 
     def embed_images(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
 
-    def judge(self, images: npt.NDArray[np.float32], *, claimed: bool = False) -> tuple[Seen, ...]: ...
+    def judge(
+        self, images: npt.NDArray[np.float32], *, claimed: bool = False, colours: Sequence[float] = ()
+    ) -> tuple[Seen, ...]: ...
 
 
 class VectorPort(Protocol):

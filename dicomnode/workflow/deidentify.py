@@ -1,4 +1,8 @@
-"""``deid``: files into a folder of de-identified, audited files, named by pseudonymous UIDs."""
+"""``deid``: files into a folder of de-identified, audited files, named by pseudonymous UIDs.
+
+Never overwrites: of two objects with one SOP Instance UID the first is kept, and the report says what became of the
+other one.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,18 @@ from typing import Any
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from dicomnode.archive.objects import sha256_of
 from dicomnode.deid.engine import UNWANTED
 from dicomnode.deid.pool import DeidTask
 from dicomnode.deid.recipe import Action, Recipe
+from dicomnode.deid.result import DeidResult
 from dicomnode.deid.vault import Vault
+from dicomnode.domain import PseudoUid
 from dicomnode.errors import DicomnodeError, InputError, QuarantineError
 from dicomnode.models.headers import READ_ERRORS
 from dicomnode.workflow.context import DeidPort
 from dicomnode.workflow.identity import NOBODY, study_identity
-from dicomnode.workflow.ingest import find_files
+from dicomnode.workflow.ingest import VERSION_CONFLICT, find_files
 
 BATCH = 64
 
@@ -35,11 +42,21 @@ class DeidContext:
     default_issuer: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The first object of a SOP Instance UID: which file it was, and the SHA-256 of what was made of it."""
+
+    source: Path
+    sha256: str
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of each file."""
 
     files: list[dict[str, Any]] = field(default_factory=list)
+    duplicates: int = 0
+    kept: dict[PseudoUid, _Kept] = field(default_factory=dict)
 
     def add(self, source: Path, target: Path | None, status: str, reason: str = "") -> None:
         output = None if target is None else str(target)
@@ -48,6 +65,8 @@ class Outcome:
     def as_json(self, profile: str) -> dict[str, Any]:
         """The object of ``deid --report``."""
         counts = {s: sum(f["status"] == s for f in self.files) for s in ("ok", "quarantined", "failed")}
+        counts["ok"] -= self.duplicates  # their row is "ok" too, but no file was written for them
+        counts["duplicates"] = self.duplicates
         return {"files": self.files, "counts": counts, "profile": profile}
 
 
@@ -80,14 +99,35 @@ def _batch(ctx: DeidContext, files: Sequence[Path], tmp: Path, out: Path | None,
             outcome.add(task.src, None, "quarantined", f"{result.reason}: {result}")
         elif isinstance(result, DicomnodeError):
             outcome.add(task.src, None, "failed", str(result))
-        elif out is None:
-            task.dst.unlink(missing_ok=True)
-            outcome.add(task.src, None, "ok")
         else:
-            target = out / result.study / f"{result.instance}.dcm"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            task.dst.replace(target)
-            outcome.add(task.src, target, "ok")
+            _keep(task, result, out, outcome)
+            task.dst.unlink(missing_ok=True)
+
+
+def _keep(task: DeidTask, result: DeidResult, out: Path | None, outcome: Outcome) -> None:
+    """Move a de-identified object to its place, unless an object with its UID has come before."""
+    digest = sha256_of(task.dst)
+    before = outcome.kept.setdefault(result.instance, _Kept(task.src, digest))
+    if before.source is not task.src:
+        if before.sha256 == digest:
+            outcome.duplicates += 1
+            outcome.add(task.src, None, "ok", f"duplicate of {before.source}")
+        else:
+            line = f"{VERSION_CONFLICT}: the SOP Instance UID of {before.source} with other content; the first was used"
+            outcome.add(task.src, None, "quarantined", line)
+        return
+    if out is None:
+        outcome.add(task.src, None, "ok")
+        return
+    target = out / result.study / f"{result.instance}.dcm"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        task.dst.replace(target)
+    elif sha256_of(target) != digest:
+        line = f"{VERSION_CONFLICT}: {target} is there already with other content; choose an empty --out"
+        outcome.add(task.src, None, "quarantined", line)
+        return
+    outcome.add(task.src, target, "ok")
 
 
 def _study_uid(path: Path) -> str:

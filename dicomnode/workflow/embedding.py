@@ -32,6 +32,8 @@ class StudyEmbedder:
         """float32 [n, dim] of prepared images float32 [n, 224, 224] in 0..1."""
         return self._load().embed(images)
 
-    def judge(self, images: npt.NDArray[np.float32], *, claimed: bool = False) -> tuple[Seen, ...]:
-        """What the input gate sees in each of them, float32 [n, 224, 224] in 0..1; ``claimed``: DICOM of CT or MR."""
-        return fitted().see(images, claimed=claimed)
+    def judge(
+        self, images: npt.NDArray[np.float32], *, claimed: bool = False, colours: Sequence[float] = ()
+    ) -> tuple[Seen, ...]:
+        """What the input gate sees in each of them: see ``Gate.see``."""
+        return fitted().see(images, claimed=claimed, colours=colours)

@@ -17,6 +17,7 @@ import pydicom
 import structlog
 from pydicom.errors import InvalidDicomError
 
+from dicomnode.archive.objects import sha256_of
 from dicomnode.archive.records import read_record
 from dicomnode.deid.iod import is_image
 from dicomnode.deid.pool import DeidTask
@@ -32,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 _TAGS = ["SOPClassUID", "StudyInstanceUID", "SOPInstanceUID"]
 SYSTEMS = frozenset({"SCT", "I10C", "I10", "I9C"})
+VERSION_CONFLICT = "version-conflict"  # a reason of docs/quarantine.md
 PRIVATE_SCHEME = "99"  # PS3.3 8.2: designators of private schemes begin so
 # A study of these kinds is never a case; one that cannot be decoded today may be tomorrow, and is kept.
 NO_CASE = frozenset({NoSearch.NO_SLICE, NoSearch.UNSUPPORTED_KIND})
@@ -40,20 +42,25 @@ FINDING_COLUMNS = ("study", "system", "code", "display")
 
 @dataclass(slots=True)
 class Added:
-    """What ``index add`` did."""
+    """What ``index add`` did. ``instances``: new objects of the archive; ``duplicates``: files that are copies."""
 
     studies: int = 0
     instances: int = 0
     vectors: int = 0
     already: int = 0
     findings: int = 0
+    duplicates: int = 0
+    labels: dict[str, dict[str, int]] = field(default_factory=dict)  # of a LABELS.csv: label -> status -> cases
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> files
     quarantined: int = 0
     notes: list[str] = field(default_factory=list)
 
     def __iadd__(self, other: Added) -> Added:
-        for name in ("studies", "instances", "vectors", "already", "findings", "quarantined"):
+        for name in ("studies", "instances", "vectors", "already", "findings", "duplicates", "quarantined"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        for label, statuses in other.labels.items():
+            for status, n in statuses.items():
+                self.label(label, status, n)
         for reason, n in other.skipped.items():
             self.skip(reason, n)
         self.notes += other.notes
@@ -61,6 +68,10 @@ class Added:
 
     def skip(self, reason: str, n: int = 1) -> None:
         self.skipped[reason] = self.skipped.get(reason, 0) + n
+
+    def label(self, label: str, status: str, n: int = 1) -> None:
+        counts = self.labels.setdefault(label, {})
+        counts[status] = counts.get(status, 0) + n
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,11 +200,24 @@ def _add_study(ctx: Context, study_uid: str, files: Sequence[_File], added: Adde
         staged.mkdir(parents=True)
         outcomes = ctx.deid.run([DeidTask(f.path, staged / f"{n}.dcm", subject) for n, f in enumerate(files)])
         refused: dict[str, list[tuple[DicomnodeError, Path]]] = {}
+        first: dict[PseudoUid, str] = {}  # of each instance: hash of the first object, which is the one that is used
         for file, outcome in zip(files, outcomes, strict=True):
             if isinstance(outcome, StorageFull):
                 raise outcome
             if isinstance(outcome, DicomnodeError):
                 refused.setdefault(getattr(outcome, "reason", outcome.code), []).append((outcome, file.path))
+                continue
+            digest = sha256_of(outcome.dst)
+            if outcome.instance not in first:
+                first[outcome.instance] = digest
+                continue
+            outcome.dst.unlink()
+            if first[outcome.instance] == digest:
+                added.duplicates += 1
+            else:
+                line = "the same SOP Instance UID as another file and other content; the first was used"
+                conflict = QuarantineError(VERSION_CONFLICT, line, advice="add the right one alone, or under a new UID")
+                refused.setdefault(VERSION_CONFLICT, []).append((conflict, file.path))
         for errors in refused.values():
             _refused(ctx, added, errors[0][0], study_uid, [path for _, path in errors])
         records = [(p, read_record(p)) for p in sorted(staged.glob("*.dcm"))]
@@ -211,7 +235,7 @@ def _add_study(ctx: Context, study_uid: str, files: Sequence[_File], added: Adde
             archive_records(ctx, records, source="index-add")
         added.vectors += index_folder(ctx, folder, study, records[0][1].patient)
         added.studies += 1
-        added.instances += len(records)
+        added.instances += len({record.uid for _, record in records} - known)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

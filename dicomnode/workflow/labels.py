@@ -33,6 +33,7 @@ from dicomnode.domain import (
     SliceRef,
 )
 from dicomnode.errors import DicomnodeError, InputError
+from dicomnode.models.colour import colour_of
 from dicomnode.models.gate import decide
 from dicomnode.models.preprocess import is_dicom, picture_pixels, prepare_dicom, prepare_picture
 from dicomnode.workflow.captures import LABELS
@@ -104,15 +105,17 @@ def add_labels(ctx: Context, path: Path, progress: Progress | None = None) -> Ad
 
 def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], added: Added) -> None:
     study = ctx.vault.uid(OriginalUid(f"{issuer}/{key}"))
-    if ctx.vectors.has_study(study) and len(ctx.catalogue.known_instances(study)) >= len(rows):
+    known = {k.uid for k in ctx.catalogue.known_instances(study)}
+    if ctx.vectors.has_study(study) and len(known) >= len(rows):
         added.already += 1
         return
     pictures: list[tuple[int, LabelRow, Grey]] = []
     for number, row in enumerate(rows, start=1):  # by its row: the others may become readable later
         try:
             picture = read_picture(row.path)
-            pixels = picture_pixels(Image.fromarray(picture))[None]
-            refused = decide(ctx.embedder.judge(pixels, claimed=is_dicom(row.path)))
+            pixels, claimed = picture_pixels(Image.fromarray(picture))[None], is_dicom(row.path)
+            colour = 0.0 if claimed else colour_of(row.path)
+            refused = decide(ctx.embedder.judge(pixels, claimed=claimed, colours=[colour]))
             if refused is None:
                 pictures.append((number, row, picture))
             else:
@@ -147,13 +150,15 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
         shutil.rmtree(folder, ignore_errors=True)
     labels = sorted({row.label for _, row, _ in pictures})
     status, findings = finding_of(labels[0])
+    added.label(labels[0], status.value)
     for label in labels[1:]:
         more_status, more = finding_of(label)
+        added.label(label, more_status.value)
         findings += more
         status = FindingStatus.PRESENT if FindingStatus.PRESENT in (status, more_status) else status
     ctx.catalogue.set_findings(study, findings, status)
     added.studies += 1
-    added.instances += len(pictures)
+    added.instances += len({ref.instance for ref in refs} - known)
     added.findings += len(findings)
 
 

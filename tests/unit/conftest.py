@@ -17,6 +17,7 @@ from dicomnode.config import Settings
 from dicomnode.models.embedder import Embedder
 from dicomnode.node import Node, packs_folder
 from dicomnode.testing import Pacs, free_port
+from dicomnode.testing.packs import outlining_pack
 
 MakeNode = Callable[..., Node]
 DESCRIPTORS = 200  # of a process between two modules of tests; about 50 where nothing is left
@@ -35,6 +36,12 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 def embedder() -> Embedder:
     """The shipped pack, loaded once."""
     return Embedder.load(packs_folder() / "cenet-xception", "cpu")
+
+
+@pytest.fixture(scope="session")
+def sample_pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped pack with a decoder for phantoms."""
+    return outlining_pack(tmp_path_factory.mktemp("packs") / "outlining", dice={"lungs": {"1": 0.88, "2": 0.92}})
 
 
 @pytest.fixture(scope="session")

@@ -116,12 +116,15 @@ def test_a_result_lives_from_pending_over_retries_to_delivered_and_again(answers
     assert (row.state, row.attempts, row.next_try, row.error) == (PENDING, 1, 50.0, "no connection")
     answers.mark_delivered(result)
     row = answers.result(result)
-    assert (row.state, row.error) == (DELIVERED, None)
+    assert (row.state, row.attempts, row.error) == (DELIVERED, 2, None), "the try that succeeds counts too"
     assert row.delivered is not None
     assert answers.count_pending() == 0
     answers.mark_resend(result)
     row = answers.result(result)
-    assert (row.state, row.resends, row.next_try) == (PENDING, 1, 0.0)
+    assert (row.state, row.attempts, row.resends, row.next_try) == (PENDING, 0, 1, 0.0)
+    answers.mark_retry(result, next_try=50.0, error="no connection")
+    answers.mark_resend(result)
+    assert answers.result(result).attempts == 1, "it waits anyway: the backoff goes on"
     answers.mark_failed(result, "x" * 300)
     row = answers.result(result)
     assert (row.state, len(row.error)) == (FAILED, 255)

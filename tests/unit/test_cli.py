@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ from archive_samples import STUDY, an_answer
 from workflow_samples import slice_picture
 
 from dicomnode import __version__
+from dicomnode.archive import schema
 from dicomnode.cli import main
 from dicomnode.cli.app import app
 from dicomnode.cli.options import print_json, print_table
 from dicomnode.config import load_settings
-from dicomnode.domain import PseudoUid, Role
+from dicomnode.domain import Finding, FindingStatus, PseudoUid, Role
 from dicomnode.errors import InputError
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.packing import CARD_SECTIONS
@@ -318,6 +319,28 @@ class TestJson:
         (tmp_path / "x.txt").write_text("no")
         done = repository.run("index", "add", tmp_path, "--json")
         assert (done.code, done.json()["studies"]) == (1, 0)
+        done = repository.run("index", "add", tmp_path)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.splitlines()[0] == "skipped: 1 files: not DICOM"
+        assert done.err.splitlines()[-1].startswith(f"error: {tmp_path}: nothing was found to add")
+
+    def test_index_add_says_what_was_added_and_why_there_are_fewer_vectors(self, tmp_path):
+        settings = write_settings(tmp_path)
+        files = write_study(sample_study(30, matrix=64), tmp_path / "study")
+        shutil.copy(files[0], tmp_path / "study" / "copy.dcm")
+        done = run("index", "add", tmp_path / "study", "--config", settings)
+        assert done.code == 0, done
+        assert "added 1 studies, 30 instances, 24 vectors" in done.out
+        assert "1 files are copies of others" in done.out
+        assert "24 key slices of 30 images are embedded: at most 24 a series" in done.out
+
+    def test_index_add_says_how_labels_were_recorded(self, tmp_path):
+        settings = write_settings(tmp_path)
+        for n in range(2):
+            slice_picture(n).save(tmp_path / f"{n}.png")
+        (tmp_path / "labels.csv").write_text("path,label\n0.png,COVID\n1.png,normal\n")
+        done = run("index", "add", tmp_path / "labels.csv", "--config", settings)
+        assert "labels of the added cases: COVID: present 1; normal: none 1" in done.out
 
     def test_index_status(self, repository):
         data = repository.run("index", "status", "--json").json()
@@ -357,6 +380,11 @@ class TestJson:
         assert [c["findings"][0]["display"] for c in data["cases"]] == ["Nodule"]
         assert repository.run("query", tmp_path / "a.png", "--text", "nothing-has-this", "--json").json()["cases"] == []
 
+    def test_query_of_words_that_no_case_has_says_so(self, repository, tmp_path):
+        slice_picture().save(tmp_path / "a.png")
+        done = repository.run("query", tmp_path / "a.png", "--text", "nothing-has-this")
+        assert (done.code, done.out) == (0, 'No case in this repository has "nothing-has-this" among its findings.\n')
+
     def test_query_for_people(self, repository, tmp_path):
         slice_picture().save(tmp_path / "a.png")
         done = repository.run("query", tmp_path / "a.png")
@@ -374,6 +402,28 @@ class TestJson:
         for found in (["--study", STUDY], ["--accession", "ACC-1"]):
             assert repository.run("results", "find", *found, "--json").json()["results"] == [row]
         assert repository.run("results", "find", "--accession", "ACC-2", "--json").json() == {"results": []}
+        assert repository.run("results", "find", "--accession", "ACC-2") == Done(0, "nothing found\n", "")
+        assert row["created"] in repository.run("results", "list").out
+
+    def test_findings_are_told_once_and_unknown_is_no_blank(self, repository):
+        node = repository.node()
+        first = an_answer().cases[0]
+        nodule = (Finding("SCT", "27925004", "Nodule"), Finding("I10", "R91.1", "Nodule"))
+        cases = (
+            replace(first, rank=1, status=FindingStatus.PRESENT, findings=nodule),
+            replace(first, rank=2, status=FindingStatus.UNKNOWN, findings=()),
+            replace(first, rank=3, status=FindingStatus.NONE, findings=()),
+        )
+        uid = PseudoUid("2.25.777")
+        answer = node.answers.add(uid, [uid], replace(an_answer(), cases=cases), role=Role.QUERY)
+        result = node.answers.add_result(answer.id, "sr", "nobody")
+        node.answers.mark_failed(result, "never to be sent")
+        try:
+            lines = repository.run("results", "show", str(result)).out.splitlines()[-3:]
+            assert [line.split(f"{first.subject} ")[1] for line in lines] == ["Nodule", "unknown", "no finding"]
+        finally:
+            with node.answers.engine.begin() as db:
+                db.execute(schema.results.delete().where(schema.results.c.id == result))
 
     def test_a_result_whose_object_is_gone_cannot_be_sent_again(self, repository):
         done = repository.run("results", "resend", "1")
@@ -435,7 +485,9 @@ class TestJson:
         shutil.rmtree(made["path"])
 
     def test_config(self, repository):
-        assert repository.run("config", "check", "--json").json() == {"ok": True, "file": str(repository.settings)}
+        checked = repository.run("config", "check", "--json").json()
+        assert checked.items() >= {"ok": True, "file": str(repository.settings), "warnings": []}.items()
+        assert checked["data_dir"] == str(repository.folder / "var")
         data = repository.run("config", "show", "--json").json()
         assert set(data) >= {"node", "dicom", "deid", "vault", "models", "index", "retrieval", "report", "web"}
 
@@ -444,6 +496,18 @@ class TestJson:
         done = run("config", "check", "--config", settings)
         assert done.code == 2
         assert "clean-graphics" in done.error()
+
+    def test_a_relative_data_folder_is_named_by_its_absolute_path(self, tmp_path):
+        settings = write_settings(tmp_path)
+        settings.write_text(settings.read_text().replace(json.dumps(str(tmp_path / "var")), '"var"'))
+        done = run("config", "check", "--config", settings)
+        assert done.code == 0
+        assert f"data_dir: {tmp_path / 'var'}" in done.out
+        assert f"warn [node] data_dir 'var' is relative: here it is {tmp_path / 'var'}" in done.out
+        assert str(tmp_path / "var") in run("config", "show", "--config", settings).out
+        made = run("index", "remove", "--study", "1", "--config", settings)
+        assert f"vault created: {tmp_path / 'var' / 'identified' / 'vault.sqlite3'}" in made.err
+        assert f"its key is {tmp_path / 'var' / 'vault.key'}" in made.err
 
     def test_doctor(self, repository):
         done = repository.run("doctor", "--json")
@@ -473,7 +537,7 @@ class TestJson:
         assert done.code == 1
         data = done.json()
         assert set(data) == {"files", "counts", "profile"}
-        assert data["counts"] == {"ok": 1, "quarantined": 1, "failed": 0}
+        assert data["counts"] == {"ok": 1, "quarantined": 1, "failed": 0, "duplicates": 0}
         (ok,) = [f for f in data["files"] if f["status"] == "ok"]
         assert (ok["input"], Path(ok["output"]).is_file()) == (str(file), True)
 

@@ -166,13 +166,14 @@ def test_workers_end_with_a_pool_whose_owner_was_killed(tmp_path: Path) -> None:
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from pathlib import Path
 from dicomnode.deid.pool import DeidPool, DeidTask
 from dicomnode.deid.pseudonym import Subject
 from dicomnode.domain import Pseudonym
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     src, folder = map(Path, sys.argv[1:])
     subject = Subject(Pseudonym("DN-ABCDEFGH23"), -100)
     with DeidPool([], bytes(32), workers=2, fsync=False) as pool:
@@ -192,6 +193,7 @@ class Finalized:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with interrupts_held() as check:
     Finalized()  # CPython calls __del__ here, and forgets what it raises
     print("goes on", flush=True)
@@ -207,9 +209,13 @@ def test_ctrl_c_within_a_finalizer_is_not_forgotten() -> None:
 
 
 def test_ctrl_c_that_nobody_asked_for_is_raised_at_the_end() -> None:
-    with pytest.raises(KeyboardInterrupt), interrupts_held():
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("after", [0.0, 0.02, 0.3])  # while a worker is being started too

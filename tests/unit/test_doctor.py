@@ -71,6 +71,50 @@ def test_passwords_that_would_cross_a_network_in_clear_are_told(make_node, tmp_p
     assert "TLS" in one(node, "sign-in").advice
 
 
+LAN = "10.0.0.21"
+READING = {"name": "reading", "ae_title": "READING1", "host": LAN, "port": 104}
+
+
+def warnings(node: Node) -> str:
+    found = [d for d in examine(node, "settings") if d.state is not State.OK]
+    assert all(d.state is State.WARN and d.advice for d in found)
+    return "\n".join(d.line for d in found)
+
+
+def test_settings_that_contradict_nothing_are_right(node):
+    assert one(node, "settings").state is State.OK
+
+
+def test_a_peer_elsewhere_cannot_reach_a_node_on_loopback(make_node, tmp_path):
+    assert "reading can never reach the node" in warnings(make_node(tmp_path, dicom={"peers": [READING]}))
+    assert warnings(make_node(tmp_path, dicom={"peers": [READING], "host": "0.0.0.0"})) == ""
+
+
+def test_a_link_that_leads_readers_to_their_own_machine_is_told(make_node, tmp_path):
+    dicom = {"peers": [{**READING, "results": True}], "host": "0.0.0.0"}
+    assert "the link in reports for reading would lead to 127.0.0.1" in warnings(make_node(tmp_path, dicom=dicom))
+    web = {"public_url": "https://cases.hospital.example"}
+    assert warnings(make_node(tmp_path, dicom=dicom, web=web)) == ""
+
+
+def test_peers_that_share_an_ae_title_are_told(make_node, tmp_path):
+    peers = [{"name": n, "ae_title": "PACS", "port": 104} for n in ("one", "two")]
+    assert "peers one, two have the same AE title PACS" in warnings(make_node(tmp_path, dicom={"peers": peers}))
+
+
+def test_a_relative_data_folder_is_told_by_where_it_is(make_node, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    node = make_node(tmp_path, node={"data_dir": "here"})
+    assert f"'here' is relative: here it is {tmp_path / 'here'}" in warnings(node)
+    assert one(node, "data_dir").line == str(tmp_path / "here")
+
+
+def test_whether_a_node_runs_on_the_folder_is_told(node):
+    assert one(node, "node").line == f"no node is running on {node.data_dir}"
+    beat(node.runtime, "receiver-0", state="serving", ready=True)
+    assert one(node, "node").line == f"running on {node.data_dir}: receiver-0"
+
+
 def test_a_data_folder_where_a_file_stands_is_named(make_node, tmp_path):
     (tmp_path / "file").write_text("")
     found = failure(make_node(tmp_path / "file"), "data_dir")

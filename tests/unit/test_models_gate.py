@@ -14,8 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 from dicomnode.domain import NO_DICOM, NO_IMAGES, ONLY_OTHERS, ImageKind, reason_in, refusal
 from dicomnode.errors import InputError, PackError
+from dicomnode.models.colour import own_colour
 from dicomnode.models.gate import FILE, Gate, Refused, Seen, decide, digest, fitted
 from dicomnode.models.pack import synthetic_images
+from dicomnode.models.pictures import clean_picture
 from dicomnode.models.preprocess import picture_pixels, prepare_dicom, prepare_picture
 from dicomnode.testing import sample_study, write_study
 
@@ -241,3 +243,40 @@ class TestTheFile:
         save_file(tensors, tmp_path / "g", said)
         with pytest.raises(PackError, match="another version"):
             Gate.load(tmp_path / "g")
+
+
+class TestColour:
+    def grey(self) -> Image.Image:
+        return Image.fromarray((synthetic_images(1)[0]).astype(np.uint8))
+
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "I", "I;16", "F", "RGB", "RGBA", "P", "CMYK", "YCbCr"])
+    def test_grey_has_none_in_whatever_mode(self, mode: str) -> None:
+        grey = self.grey()
+        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 200) if mode == "I;16" else grey.convert(mode)
+        assert own_colour(image) == 0.0
+
+    def test_the_tint_of_a_screen_and_coloured_marks_are_none(self) -> None:
+        grey = np.asarray(self.grey(), dtype=np.float64) / 255
+        tinted = np.stack([0.05 + 0.80 * grey**1.1, 0.08 + 0.85 * grey, 0.15 + 0.85 * grey**0.9], -1)
+        image = Image.fromarray((tinted * 255).astype(np.uint8))
+        assert own_colour(image) < 0.01
+        ImageDraw.Draw(image).rectangle((10, 10, 60, 60), fill=(255, 0, 0))  # 5 % of it
+        assert 0.03 < own_colour(image) < 0.08
+        assert passes_as_picture(image)
+
+    def test_a_picture_in_colour_is_refused_as_such(self) -> None:
+        y, x = np.mgrid[0:1:224j, 0:1:224j]
+        image = Image.fromarray((np.stack([x, y, 1 - x], -1) * 255).astype(np.uint8))
+        assert own_colour(image) > 0.5
+        (one,) = fitted().see(picture_pixels(self.grey())[None], colours=[own_colour(image)])
+        assert (one.passes, one.kind) == (False, ImageKind.COLOUR)
+
+    def test_what_was_in_colour_is_known_of_the_cleaned_picture(self, tmp_path: Path) -> None:
+        path = tmp_path / "in.png"
+        Image.fromarray((np.random.default_rng(1).random((60, 60, 3)) * 255).astype(np.uint8)).save(path)
+        assert clean_picture(path, tmp_path / "out.png").colour == own_colour(Image.open(path)) > 0.5
+
+
+def passes_as_picture(image: Image.Image) -> bool:
+    (one,) = fitted().see(picture_pixels(image)[None], colours=[own_colour(image)])
+    return one.passes

@@ -15,23 +15,42 @@ from safetensors.torch import load_file, save_file
 from dicomnode.errors import InputError, PackError
 from dicomnode.models import manifest as manifests
 from dicomnode.models.embedder import Embedder, choose_device
-from dicomnode.models.manifest import CARD, GOLDEN, MANIFEST, WEIGHTS, find_pack, list_packs, model_id_of, sha256_of
-from dicomnode.models.networks import CENetConfig, EmbeddingNet, XceptionConfig
+from dicomnode.models.manifest import (
+    CARD,
+    GOLDEN,
+    MANIFEST,
+    SEGMENTATION,
+    WEIGHTS,
+    find_pack,
+    list_packs,
+    model_id_of,
+    read_manifest,
+    sha256_of,
+)
+from dicomnode.models.networks import CENet, CENetConfig, EmbeddingNet, XceptionConfig
 from dicomnode.models.pack import Pack, synthetic_images, write_pack
+from dicomnode.models.tensors import standardise
 
 CENET = CENetConfig("resnet34", 0.25)
 XCEPTION = XceptionConfig(132, (16,), 1, (16,), 1, 0, (24,))
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small pack with seeded, untrained weights."""
-    folder = tmp_path_factory.mktemp("packs") / "small"
+def networks() -> tuple[EmbeddingNet, CENet]:
+    """Seeded, untrained networks that share their encoder."""
     torch.manual_seed(0)
     network = EmbeddingNet(CENET, XCEPTION, 224, 16).eval()
+    cenet = CENet(CENET).eval()
+    cenet.encoder = network.encoder
     with torch.inference_mode():
         full = network.full(torch.from_numpy(synthetic_images(24)).float().div(255))
+        logits = cenet(standardise(torch.from_numpy(synthetic_images()).float().div(255)[:, None]))
+        cenet.head[-1].bias -= logits.mean((0, 2, 3))  # about half of the pixels each
     network.compaction.fit(full.clone())
+    return network, cenet
+
+
+def written(folder: Path, network: EmbeddingNet, cenet: CENet | None = None) -> Path:
     write_pack(
         folder,
         network,
@@ -41,8 +60,21 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         about={"licence": "none"},
         architecture={"cenet": CENET.as_json(), "xception": XCEPTION.as_json()},
         compaction={"kind": "pca", "dim": 16},
+        segmentation=cenet,
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, networks: tuple[EmbeddingNet, CENet]) -> Path:
+    """A small pack."""
+    return written(tmp_path_factory.mktemp("packs") / "small", networks[0])
+
+
+@pytest.fixture(scope="module")
+def outlining(tmp_path_factory: pytest.TempPathFactory, networks: tuple[EmbeddingNet, CENet]) -> Path:
+    """The same with its decoder."""
+    return written(tmp_path_factory.mktemp("outlining") / "small", *networks)
 
 
 @pytest.fixture
@@ -225,6 +257,114 @@ def test_the_gpu_gives_the_same_vectors(built: Path, embedder: Embedder) -> None
 def test_golden_inputs_are_generated_not_patients(built: Path) -> None:
     stored = load_file(built / GOLDEN)["images"].numpy()
     np.testing.assert_array_equal(stored, synthetic_images())
+
+
+class TestSegmentation:
+    @pytest.fixture
+    def pack(self, outlining: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(outlining, tmp_path / "outlining"))
+
+    def test_it_is_no_part_of_the_identity_and_changes_no_vector(self, built: Path, outlining: Path) -> None:
+        plain, with_masks = Embedder.load(built, "cpu"), Embedder.load(outlining, "cpu")
+        assert with_masks.model_id == plain.model_id
+        np.testing.assert_array_equal(with_masks.embed(images(3)), plain.embed(images(3)))
+        manifest = read_manifest(outlining)
+        assert manifest.segmentation == sha256_of(outlining / SEGMENTATION)
+        assert read_manifest(built).segmentation is None
+
+    def test_the_masks_are_those_of_the_trained_network(
+        self, outlining: Path, networks: tuple[EmbeddingNet, CENet]
+    ) -> None:
+        x = images(5)
+        found = Embedder.load(outlining, "cpu").masks(x)
+        assert (found.shape, found.dtype) == ((5, 2, 224, 224), np.bool_)
+        with torch.inference_mode():
+            wanted = (networks[1](standardise(torch.from_numpy(x)[:, None])) > 0).numpy()
+        assert 0.1 < wanted.mean() < 0.9
+        assert (found == wanted).mean() > 0.995  # half precision turns a few at the edges
+
+    def test_the_file_holds_the_decoder_alone(self, outlining: Path) -> None:
+        names = load_file(outlining / SEGMENTATION)
+        assert not [n for n in names if n.startswith("encoder")]
+        assert (outlining / SEGMENTATION).stat().st_size < (outlining / WEIGHTS).stat().st_size
+
+    def test_no_slices_give_no_masks_and_other_shapes_are_refused(self, outlining: Path) -> None:
+        embedder = Embedder.load(outlining, "cpu")
+        assert embedder.masks(np.empty((0, 224, 224), dtype=np.float32)).shape == (0, 2, 224, 224)
+        with pytest.raises(InputError, match="224"):
+            embedder.masks(np.zeros((1, 100, 224), dtype=np.float32))
+
+    def test_a_pack_without_it_says_so_when_it_is_asked(self, embedder: Embedder) -> None:
+        with pytest.raises(PackError, match=SEGMENTATION) as caught:
+            embedder.masks(images(1))
+        assert "\n" not in str(caught.value)
+
+    def test_a_flipped_byte_or_a_missing_file_is_found(self, pack: Path) -> None:
+        data = bytearray((pack / SEGMENTATION).read_bytes())
+        data[len(data) // 2] ^= 1
+        (pack / SEGMENTATION).write_bytes(data)
+        with pytest.raises(PackError, match="checksum"):
+            Pack.load(pack)
+        (pack / SEGMENTATION).unlink()
+        with pytest.raises(PackError, match=SEGMENTATION):
+            Pack.load(pack)
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (lambda t: t["head.0.weight"].fill_(float("nan")), "NaN"),
+            (lambda t: t["head.4.bias"].fill_(float("inf")), "NaN"),
+            (lambda t: t["head.4.bias"].add_(1000), "golden masks"),
+            (lambda t: t.pop("golden"), "golden images"),
+            (lambda t: t.update(golden=t["golden"][:, :, :100].contiguous()), "golden images"),
+            (lambda t: t.pop("up8.body.0.weight"), "does not fit"),
+            (lambda t: t.update(more=torch.zeros(1)), "does not fit"),
+            (lambda t: t.update({"head.4.bias": torch.zeros(3)}), "does not fit"),
+        ],
+    )
+    def test_what_does_not_belong_to_the_pack_is_refused_with_one_line(
+        self, pack: Path, change: Callable[[dict], object], said: str
+    ) -> None:
+        tensors = load_file(pack / SEGMENTATION)
+        change(tensors)
+        save_file(tensors, pack / SEGMENTATION)
+        resign(pack)
+        with pytest.raises(PackError, match=said) as caught:
+            Pack.load(pack)
+        assert SEGMENTATION in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_a_file_that_is_cut_off_is_refused(self, pack: Path) -> None:
+        (pack / SEGMENTATION).write_bytes((pack / SEGMENTATION).read_bytes()[:-1000])
+        resign(pack)
+        with pytest.raises(PackError, match="safetensors"):
+            Pack.load(pack)
+
+    def test_a_file_that_the_manifest_does_not_name_is_not_read(self, pack: Path, built: Path) -> None:
+        shutil.copy(built / MANIFEST, pack / MANIFEST)
+        (pack / SEGMENTATION).write_bytes(b"anything")
+        assert Pack.load(pack).cenet is None
+
+    def test_written_again_without_it_the_pack_has_none(self, pack: Path, networks: tuple[EmbeddingNet, CENet]) -> None:
+        written(pack, networks[0])
+        assert not (pack / SEGMENTATION).exists()
+        assert Pack.load(pack).cenet is None
+
+    @pytest.mark.parametrize(
+        ("said", "dice"),
+        [
+            ({"lungs": {"3": 0.9, "6": 0.8}, "infection": {}}, {"lungs": pytest.approx(0.85)}),
+            ({"lungs": {"3": 1.5}}, {}),
+            ({"lungs": "good"}, {}),
+            (None, {}),
+        ],
+    )
+    def test_the_dice_is_what_the_manifest_says_and_nothing_else(self, built: Path, said, dice) -> None:
+        raw = json.loads((built / MANIFEST).read_text())
+        manifest = manifests.Manifest(
+            "n", raw["model_id"], "s", raw["identity"], raw["files"], {"dice_by_volume": said}
+        )
+        assert manifest.dice == dice
 
 
 SHIPPED = manifests.PACK_FOLDERS[0] / "cenet-xception"

@@ -18,7 +18,9 @@ from dicomnode.models.preprocess import (
     SIDE,
     UnusableImage,
     body_square,
+    mask_on_frame,
     prepare_dicom,
+    prepare_dicom_mask,
     prepare_file,
     prepare_picture,
 )
@@ -326,3 +328,71 @@ def test_refusals_never_name_the_patient() -> None:
         text = str(caught.value)
         assert str(ds.SOPInstanceUID) not in text
         assert str(ds.get("PatientName", "-")) not in text
+
+
+def off_centre(side: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """A body that lies to the upper left, and its lungs."""
+    hu = np.roll(thorax(side), (-side // 6, -side // 8), (0, 1))
+    return hu, hu == -850
+
+
+class TestTheWayBack:
+    """What the network says of a prepared slice is laid on the frame where it belongs."""
+
+    @pytest.mark.parametrize("spacing", [[1, 1], [0.5, 1.2], None])
+    @pytest.mark.parametrize("side", [96, 256, 512])
+    def test_a_mask_that_was_cut_out_lies_where_it_was(self, tmp_path: Path, side: int, spacing: object) -> None:
+        hu, lungs = off_centre(side)
+        path = saved(tmp_path, image(hu, PixelSpacing=spacing))
+        prepared = prepare_dicom(path)
+        assert prepared.frame == hu.shape
+        assert prepared.box != (0, 0, side, side)
+        back = mask_on_frame(prepare_dicom_mask(path, lungs), prepared.box, prepared.frame)
+        assert back.shape == lungs.shape
+        assert 2 * (back & lungs).sum() / (back.sum() + lungs.sum()) > 0.97
+        for axis in (0, 1):
+            found, wanted = np.flatnonzero(back.any(axis)), np.flatnonzero(lungs.any(axis))
+            assert abs(found[0] - wanted[0]) <= 2
+            assert abs(found[-1] - wanted[-1]) <= 2
+
+    def test_a_known_box_is_hit_exactly(self) -> None:
+        mask = np.zeros((SIDE, SIDE), dtype=np.bool_)
+        mask[56:112, 112:168] = True  # the second quarter down, the third across
+        back = mask_on_frame(mask, (40, 20, 140, 120), (200, 200))
+        wanted = np.zeros((200, 200), dtype=np.bool_)
+        wanted[45:70, 90:115] = True
+        np.testing.assert_array_equal(back, wanted)
+
+    def test_what_the_box_shows_outside_of_the_frame_is_cut_off(self) -> None:
+        full = np.ones((SIDE, SIDE), dtype=np.bool_)
+        assert mask_on_frame(full, (-50, -10, 60, 100), (80, 90))[:, :60].all()
+        assert not mask_on_frame(full, (-50, -10, 60, 100), (80, 90))[:, 60:].any()
+        assert not mask_on_frame(full, (200, 200, 300, 300), (80, 90)).any()
+
+    def test_a_large_frame_has_a_coarser_mask_of_the_same_shape(self) -> None:
+        full = np.ones((SIDE, SIDE), dtype=np.bool_)
+        back = mask_on_frame(full, (0, 0, 3000, 1500), (3000, 4000))
+        assert back.shape == (768, 1024)
+        assert back[:384, :768].all()
+        assert back.sum() == 384 * 768
+
+    def test_the_place_is_the_box_in_shares_of_the_frame(self, tmp_path: Path) -> None:
+        hu, _ = off_centre()
+        prepared = prepare_dicom(saved(tmp_path, image(hu)))
+        left, top, right, bottom = prepared.place
+        assert (left * 256, top * 256, right * 256, bottom * 256) == prepared.box
+        body = hu > -500
+        rows, columns = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
+        assert left <= columns[0] / 256
+        assert right >= columns[-1] / 256
+        assert (top + bottom) / 2 == pytest.approx((rows[0] + rows[-1]) / 2 / 256, abs=0.01)
+
+    def test_a_picture_is_shown_whole(self, tmp_path: Path) -> None:
+        Image.linear_gradient("L").resize((300, 100)).save(tmp_path / "wide.png")
+        prepared = prepare_picture(tmp_path / "wide.png")
+        assert (prepared.box, prepared.frame, prepared.place) == ((0, 0, 300, 100), (100, 300), (0, 0, 1, 1))
+        upper = np.zeros((SIDE, SIDE), dtype=np.bool_)
+        upper[: SIDE // 2] = True
+        back = mask_on_frame(upper, prepared.box, prepared.frame)
+        assert back[:50].all()
+        assert not back[50:].any()

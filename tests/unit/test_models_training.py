@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dicomnode.errors import InputError
+from dicomnode.errors import InputError, UsageError
+from dicomnode.models.embedder import Embedder
+from dicomnode.models.manifest import CARD
+from dicomnode.models.tensors import standardise
+from dicomnode.models.training import build, figures
 from dicomnode.models.training import cenet as cenet_module
-from dicomnode.models.training import figures
 from dicomnode.models.training.augment import HEAVY, Augmenter, Strength
 from dicomnode.models.training.build import load_trained
 from dicomnode.models.training.cenet import CenetOptions, train_cenet
@@ -119,6 +123,50 @@ def test_joint_training_goes_on_from_segmentation_and_can_be_loaded(
     after = weights(tmp_path / "xception")
     name = "cenet.encoder.dac.d1.weight"
     assert not torch.equal(before[name], after[name])
+
+
+def test_a_frozen_cenet_stays_to_the_last_bit(
+    tmp_path: Path, segmentation: SegmentationData, labelled: LabelledData
+) -> None:
+    first = train_cenet(cenet_options(tmp_path / "cenet", 1), segmentation)
+    options = XceptionOptions(
+        tmp_path, tmp_path / "x", first["checkpoint"], epochs=2, batch=4, middle=1, max_steps=2, freeze=True
+    )
+    second = train_xception(options, labelled, segmentation)
+    assert "segmentation" not in second["curves"][0]
+    before, after = weights(tmp_path / "cenet"), weights(tmp_path / "x")
+    assert [k for k in before if not torch.equal(before[k], after[k])] == []
+    assert load_trained(second["checkpoint"])[2]["freeze"] is True
+    with pytest.raises(InputError, match="other options"):
+        train_xception(replace(options, freeze=False), labelled, segmentation)
+
+
+def test_freezing_without_a_cenet_is_refused(tmp_path: Path, labelled: LabelledData) -> None:
+    with pytest.raises(UsageError, match="--freeze: needs a trained CE-Net"):
+        train_xception(XceptionOptions(tmp_path, tmp_path, batch=4, freeze=True), labelled)
+
+
+def test_a_pack_built_from_a_run_outlines_as_its_network_does(
+    tmp_path: Path, segmentation: SegmentationData, labelled: LabelledData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train_cenet(cenet_options(tmp_path / "cenet", 1), segmentation)
+    options = XceptionOptions(
+        tmp_path, tmp_path / "xception", first["checkpoint"], epochs=1, batch=4, middle=1, max_steps=1
+    )
+    run = train_xception(options, labelled, segmentation)
+    for name, data in (("covid_ct", labelled), ("sars", labelled), ("segmentation", segmentation)):
+        monkeypatch.setattr(build, f"load_{name}", lambda _, data=data: data)  # the public data are not in the tests
+    pack = build.build_pack(build.BuildOptions(tmp_path, tmp_path / "pack", run["checkpoint"], dim=8))
+    trained, _, _, _ = load_trained(run["checkpoint"])
+    build.as_shipped(trained)
+    wanted = cenet_module.dice_by_volume(trained, segmentation)
+    assert {n: {int(v): d for v, d in by.items()} for n, by in pack.manifest.about["dice_by_volume"].items()} == wanted
+    assert pack.manifest.dice["lungs"] == pytest.approx(np.mean(list(wanted["lungs"].values())))
+    found = Embedder(pack, "cpu").masks(segmentation.images[:4].astype(np.float32) / 255)
+    with torch.inference_mode():
+        logits = trained(standardise(torch.from_numpy(segmentation.images[:4]).float().div(255)[:, None]))
+    np.testing.assert_array_equal(found, (logits > 0).numpy())
+    assert "not findings" in (tmp_path / "pack" / CARD).read_text()
 
 
 def test_joint_training_without_a_cenet_says_what_to_run(

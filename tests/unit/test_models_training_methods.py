@@ -590,12 +590,15 @@ class TestCard:
         card = render_card(manifest.name, manifest.status, manifest.about, manifest.identity["architecture"])
         assert "in its native form" in card
         assert "joined (31,752 values)" in card
+        with_profile = {**manifest.identity["architecture"], "lesion": {"bands": 3, "sides": 2}}
+        assert "and the lesion profile" in render_card("x", "research", manifest.about, with_profile)
         assert "the last epoch is shipped" in card
         about = {**manifest.about, "training": {**manifest.about["training"], "validate": 0.2}}
         x = literal_xception(516).as_json()
         other = render_card("x", "research", about, {"cenet": CENetConfig("resnet34").as_json(), "xception": x})
         assert "in its literal form" in other
         assert "the epoch with the lowest loss on 20% of the patients" in other
+        assert "weighted to a third" not in other
         assert f"joined ({2 * 49 * 516:,} values)" in other
 
 

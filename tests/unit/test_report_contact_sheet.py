@@ -259,3 +259,15 @@ def test_the_share_of_a_verdict_is_written_so_too() -> None:
     answer = replace(tiles(1).answer, verdict=Verdict(VerdictKind.NONE, p=0.012))
     assert "0.012" in verdict_sentence(answer, texts(Language.EN))
     assert "0,012" in verdict_sentence(answer, texts(Language.ES))
+
+
+@pytest.mark.parametrize(("asked", "found", "said"), [("MR", "CT", True), ("CT", "CT", False), ("", "CT", False)])
+def test_a_study_of_another_modality_than_all_its_cases_is_said(asked: str, found: str, said: bool) -> None:
+    answer = tiles(2).answer
+    cases = tuple(replace(c, modality=found) for c in answer.cases)
+    answer = replace(answer, cases=cases, query={"modality": asked})
+    for language in Language:
+        t = texts(language)
+        assert (t.other_modality.format(modality=asked) in verdict_sentence(answer, t)) is said
+    below = replace(answer, verdict=Verdict(VerdictKind.NONE, p=0.01))
+    assert "Caution" not in verdict_sentence(below, texts(Language.EN))  # it says already that nothing is similar

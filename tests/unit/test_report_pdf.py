@@ -28,7 +28,7 @@ from dicomnode.domain import (
     VerdictKind,
 )
 from dicomnode.report.codes import Language, texts
-from dicomnode.report.document import draw_document
+from dicomnode.report.document import FOOTER_TOP, MARGIN, PRESENT, draw_document
 from dicomnode.report.header import to_bytes
 from dicomnode.report.pdf import build_pdf
 from dicomnode.report.spec import ObjectSpec
@@ -115,6 +115,17 @@ def test_every_case_of_every_page_says_that_it_is_not_this_patient(language: Lan
     assert pages == {1: 1, 10: 2, 40: pages}[n]
     for number in range(1, pages + 1):
         assert t.page.format(n=number, total=pages) in text
+
+
+@needs_poppler
+def test_the_legend_has_its_colours_on_every_page(tmp_path: Path) -> None:
+    pdf = draw(tiles(10))  # the last colour of a page is then the yellow of "this study"
+    command = ["pdftoppm", "-r", "100", "-png", "-", str(tmp_path / "page")]
+    subprocess.run(command, input=pdf, check=True)
+    pages = [np.asarray(Image.open(p).convert("RGB")) for p in sorted(tmp_path.glob("page*.png"))]
+    assert len(pages) == 2
+    y, x = (round(mm / 25.4 * 100) for mm in (FOOTER_TOP + 3.4, MARGIN + 1.5))
+    assert [tuple(page[y, x]) for page in pages] == [PRESENT, PRESENT]
 
 
 @needs_poppler

@@ -131,8 +131,37 @@ def test_at_debug_level_no_way_of_logging_lets_the_marker_through():
     assert by_event["process_failed"]["error"] == "RuntimeError"
     assert by_event["thread_failed"]["error"] == "OSError"
     told = {line["logger"] for line in lines if line["event"] == "library_message"}
-    assert {"pynetdicom.events", "pydicom", "dbos", "uvicorn.error", "sqlalchemy.engine", "py.warnings"} <= told
-    assert "uvicorn.access" not in told
+    assert {"pydicom", "dbos", "uvicorn.error", "sqlalchemy.engine", "py.warnings"} <= told
+    assert not {"uvicorn.access", "pynetdicom.events"} & told
+
+
+def test_a_command_does_not_tell_that_a_library_had_something_to_say():
+    lines = in_a_process("""
+        import logging, warnings
+        import structlog
+        configure_logging("warning", json=True, libraries=False)
+        for name in ("pynetdicom.transport", "pydicom", "dbos", "somebody.else"):
+            logging.getLogger(name).error("without content")
+        warnings.warn("odd value")
+        structlog.get_logger("dicomnode").warning("ours")
+    """)
+    assert [line["event"] for line in lines] == ["ours"]
+
+
+def test_a_peer_that_is_not_there_is_told_by_our_error_alone():
+    lines = in_a_process("""
+        import structlog
+        from dicomnode.errors import PeerError
+        from dicomnode.scu.send import echo
+        from dicomnode.testing import free_port
+        from dicomnode.workflow.peers import Destination
+        try:
+            echo(Destination("archive", "PACS", "127.0.0.1", free_port(), True, ()), "NODE")
+        except PeerError as exc:
+            structlog.get_logger("dicomnode").warning("result_waits", peer="archive", line=exc.line)
+    """)
+    assert [line["event"] for line in lines] == ["result_waits"]
+    assert "archive cannot be reached" in lines[0]["line"]
 
 
 def test_real_libraries_that_quote_data_say_nothing_of_it():
@@ -177,7 +206,7 @@ def test_a_terminal_gets_readable_lines(monkeypatch):
             return True
 
     before, hooks = structlog.get_config(), (sys.excepthook, ours.threading.excepthook)
-    monkeypatch.setattr(ours, "_reduce_libraries", lambda: None)  # the test run keeps its own handlers
+    monkeypatch.setattr(ours, "_reduce_libraries", lambda _handler: None)  # the test run keeps its own handlers
     out = Terminal()
     try:
         ours.configure_logging("info", stream=out)

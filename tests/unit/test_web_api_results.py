@@ -24,6 +24,7 @@ from dicomnode.archive import schema as tables
 from dicomnode.config import Auth
 from dicomnode.domain import Finding, FindingStatus, Role
 from dicomnode.errors import PackError
+from dicomnode.models.preprocess import body_square, mask_on_frame, prepare_dicom
 from dicomnode.testing import sample_repository, sample_study, write_study
 from dicomnode.web.access import Principal
 from dicomnode.web.api import schema
@@ -36,6 +37,7 @@ from dicomnode.workflow.labels import add_labels
 BASE = "http://127.0.0.1:8080"
 CASES, SLICES = 9, 4
 XSS = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
+SIDE = 160  # of slices that the network sees a part of
 ASKED = ("deid", "archive", "embed", "index", "retrieve")
 
 
@@ -250,7 +252,8 @@ class TestHandles:
         other = own.node.answers.by_id(own.node.spool.job(small[1][1]).answer_id)
         handle = own.handle()
         assert own.get(f"/cases/{handle}").status_code == 200
-        for path in (f"/cases/{handle}", f"/cases/{handle}/series/0/frames/0", f"/cases/{handle}/why"):
+        frame = f"/cases/{handle}/series/0/frames/0"
+        for path in (f"/cases/{handle}", frame, f"{frame}/masks.png", f"/cases/{handle}/why"):
             assert own.get(path, of=other.token).status_code == 404
         assert own.get("/graph", of=other.token, from_=handle).status_code == 404
         theirs = own.get("/graph", of=other.token).json()["nodes"]
@@ -512,6 +515,127 @@ class TestWhy:
         response = own.get(f"/cases/{own.handle()}/why")
         assert (response.status_code, response.json()["code"]) == (503, "model-pack")
         assert own.get("/graph", k=2).status_code == 200
+
+
+def values_of(site, case: str, frame: int):
+    return np.frombuffer(site.get(f"/cases/{case}/series/0/frames/{frame}").content, "<i2").reshape(SIDE, SIDE)
+
+
+def drawn(content: bytes):
+    """Lungs and infection of a masks.png, bool [2, rows, columns]."""
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    assert set(np.unique(pixels)) <= {0, 255}
+    assert not pixels[..., 2].any()
+    return pixels[..., :2].transpose(2, 0, 1) > 0
+
+
+@pytest.fixture(scope="module")
+def outlined(make_node, tmp_path_factory, sample_pack) -> Iterator[Site]:
+    """A node with a pack that outlines, and slices large enough that the network sees a part of them."""
+    folder = tmp_path_factory.mktemp("outlined")
+    node = make_node(folder, models={"pack": str(sample_pack)})
+    add_paths(node.context, [folder / "studies"], sample_repository(folder / "studies", 2, slices=3, matrix=SIDE))
+    job = job_of(node, sample_study(3, matrix=SIDE, patient_id="ASKING", seed=77, finding="consolidation"))
+    process(node, job, ASKED)
+    made = Site(node, job)
+    yield made
+    made.side.close()
+
+
+class TestMasks:
+    def test_a_result_says_the_dice_of_what_can_be_outlined(self, outlined, site):
+        said = schema.Result.model_validate(outlined.get().json())
+        assert said.outlines == schema.Outlines(lungs=0.9, infection=None)
+        assert outlined.get(f"/cases/{outlined.handle()}").json()["series"][0]["outlined"] is True
+        assert outlined.get("/cases/query").json()["series"][0]["outlined"] is True
+
+    def test_they_are_those_of_the_network_laid_on_the_frame(self, outlined):
+        case = outlined.stored.answer.cases[0]
+        paths = [outlined.node.objects.path(k.path) for k in outlined.node.catalogue.known_instances(case.study_uid)]
+        ordered = sorted(paths, key=lambda p: -dcmread(p).ImagePositionPatient[2])
+        for n, path in enumerate(ordered):
+            response = outlined.get(f"/cases/{outlined.handle()}/series/0/frames/{n}/masks.png")
+            assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+            assert len(response.content) < 2000
+            prepared = prepare_dicom(path)
+            assert prepared.place != (0, 0, 1, 1)
+            wanted = outlined.node.embedder.masks(prepared.pixels[None])[0]
+            laid = [mask_on_frame(mask, prepared.box, prepared.frame) for mask in wanted]
+            assert np.array_equal(drawn(response.content), laid)
+            lungs = drawn(response.content)[0]
+            assert lungs.any()
+            assert values_of(outlined, outlined.handle(), n)[lungs].mean() < -600, "they lie on the lungs"
+
+    def test_why_says_which_part_of_each_frame_its_regions_lie_on(self, outlined):
+        """The networks see a square around the body, not the frame."""
+        handle = outlined.handle()
+        why = outlined.get(f"/cases/{handle}/why", series=0, frame=1, query_series=0, query_frame=1).json()
+        schema.Why.model_validate(why)
+        for place, case in ((why["case_place"], handle), (why["query_place"], "query")):
+            box = body_square(values_of(outlined, case, 1).astype(np.float32), (1.0, 1.0))
+            assert box is not None
+            assert [v * SIDE for v in place] == [np.floor(box[0]), np.floor(box[1]), np.ceil(box[2]), np.ceil(box[3])]
+            assert place != [0, 0, 1, 1]
+
+    def test_the_query_has_them_too(self, outlined):
+        response = outlined.get("/cases/query/series/0/frames/0/masks.png")
+        assert drawn(response.content).shape == (2, SIDE, SIDE)
+        assert drawn(response.content)[0].any()
+
+    def test_what_the_browser_has_is_not_sent_again(self, outlined):
+        path = f"/cases/{outlined.handle()}/series/0/frames/1/masks.png"
+        first = outlined.get(path)
+        assert first.headers["cache-control"] == "private, max-age=3600"
+        again = outlined.get(path, headers={"If-None-Match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        assert outlined.get(path).content == first.content
+        assert outlined.get(path.replace("/1/", "/0/")).headers["etag"] != first.headers["etag"]
+
+    def test_a_frame_that_is_not_there_is_404(self, outlined):
+        handle = outlined.handle()
+        for path in (f"{handle}/series/0/frames/99", f"{handle}/series/9/frames/0", "nobody/series/0/frames/0"):
+            assert outlined.get(f"/cases/{path}/masks.png").status_code == 404
+        assert outlined.get(f"/cases/{handle}/series/0/frames/0/masks.png", of="0" * 32).status_code == 404
+
+    def test_a_case_looked_at_by_its_masks_is_recorded(self, copied, sample_pack):
+        make, jobs = copied
+        site = Site(make(models={"pack": str(sample_pack)}), jobs[0])
+        before = len(site.audit())
+        site.get(f"/cases/{site.handle()}/series/0/frames/0/masks.png")
+        assert [e["event"] for e in site.audit()[before:]] == ["answer-viewed", "case-viewed"]
+        site.side.close()
+
+    def test_other_kinds_of_images_are_not_outlined(self, make_node, tmp_path, sample_pack):
+        node = make_node(tmp_path, models={"pack": str(sample_pack)})
+        write_study(sample_study(2, matrix=64, patient_id="MR", seed=5, modality="MR"), tmp_path / "mr")
+        add_paths(node.context, [tmp_path / "mr"], {})
+        site = Site(node, asked(node, slices=2))
+        mr = site.handle()
+        assert site.get(f"/cases/{mr}").json()["series"][0]["outlined"] is False
+        response = site.get(f"/cases/{mr}/series/0/frames/0/masks.png")
+        assert (response.status_code, response.json()["code"]) == (404, "not-found")
+        assert "chest CT" in response.json()["detail"]
+        site.side.close()
+
+    def test_those_who_ask_for_too_many_at_once_are_told_to_wait(self, copied, sample_pack):
+        make, jobs = copied
+        site = Site(make(models={"pack": str(sample_pack)}), jobs[0])
+        places = site.side.results._outlines._places
+        while places.acquire(blocking=False):
+            pass
+        response = site.get(f"/cases/{site.handle()}/series/0/frames/0/masks.png")
+        assert (response.status_code, response.json()["code"]) == (503, "busy")
+        site.side.close()
+
+    def test_a_pack_without_a_decoder_offers_none_and_that_is_no_fault(self, own):
+        if own.node.models.active().manifest.segmentation is not None:
+            pytest.skip("the shipped pack outlines")
+        assert own.get().json()["outlines"] is None
+        handle = own.handle()
+        assert own.get(f"/cases/{handle}").json()["series"][0]["outlined"] is False
+        response = own.get(f"/cases/{handle}/series/0/frames/0/masks.png")
+        assert (response.status_code, response.json()["code"]) == (404, "not-found")
+        assert "outlines nothing" in response.json()["detail"]
 
 
 class TestSheets:

@@ -97,6 +97,7 @@ class TestDescription:
             ("get", "/api/v1/results/{result_id}/cases/{case}"),
             ("get", "/api/v1/results/{result_id}/cases/{case}/series/{series}/frames/{frame}"),
             ("get", "/api/v1/results/{result_id}/cases/{case}/series/{series}/frames/{frame}.png"),
+            ("get", "/api/v1/results/{result_id}/cases/{case}/series/{series}/frames/{frame}/masks.png"),
             ("get", "/api/v1/results/{result_id}/cases/{case}/why"),
             ("get", "/api/v1/results/{result_id}/contact-sheet.png"),
             ("get", "/api/v1/results/{result_id}/contact-sheet.pdf"),

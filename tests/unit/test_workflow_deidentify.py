@@ -29,7 +29,7 @@ def incoming(tmp_path):
 def test_the_report_says_of_each_file_what_became_of_it(node, incoming, tmp_path):
     data = deidentify_files(node.deid_context, [incoming], tmp_path / "out").as_json("basic")
     assert set(data) == {"files", "counts", "profile"}
-    assert data["counts"] == {"ok": 2, "quarantined": 2, "failed": 0}
+    assert data["counts"] == {"ok": 2, "quarantined": 2, "failed": 0, "duplicates": 0}
     assert data["profile"] == "basic"
     for row in data["files"]:
         assert set(row) == {"input", "output", "status", "reason"}
@@ -64,9 +64,57 @@ def test_the_same_files_again_are_the_same_files(node, incoming, tmp_path):
 
 def test_a_dry_run_tells_the_same_and_writes_nothing(node, incoming, tmp_path):
     outcome = deidentify_files(node.deid_context, [incoming], None)
-    assert outcome.as_json("basic")["counts"] == {"ok": 2, "quarantined": 2, "failed": 0}
+    assert outcome.as_json("basic")["counts"] == {"ok": 2, "quarantined": 2, "failed": 0, "duplicates": 0}
     assert {f["output"] for f in outcome.files} == {None}
     assert {p.name for p in tmp_path.iterdir()} == {"in", "var"}
+
+
+class TestOneUidTwice:
+    """Of several objects with one SOP Instance UID the first is written, and the report says so."""
+
+    @pytest.fixture
+    def twice(self, tmp_path):
+        (ds,) = sample_study(1, matrix=64)
+        (first,) = write_study([ds], tmp_path / "in" / "a")
+        (tmp_path / "in" / "b").mkdir()
+        copy = tmp_path / "in" / "b" / "copy.dcm"
+        copy.write_bytes(first.read_bytes())
+        other = tmp_path / "in" / "b" / "other.dcm"
+        pixels = bytearray(ds.PixelData)
+        pixels[0] ^= 1
+        ds.PixelData = bytes(pixels)
+        other.write_bytes(write_study([ds], tmp_path / "else")[0].read_bytes())
+        return first, copy, other
+
+    @pytest.mark.parametrize("dry", [False, True])
+    def test_other_content_is_quarantined_and_a_copy_is_no_second_file(self, node, twice, tmp_path, dry):
+        first, copy, other = twice
+        out = None if dry else tmp_path / "out"
+        data = deidentify_files(node.deid_context, [tmp_path / "in"], out).as_json("basic")
+        assert data["counts"] == {"ok": 1, "quarantined": 1, "failed": 0, "duplicates": 1}
+        rows = {row["input"]: row for row in data["files"]}
+        assert rows[str(copy)]["status"] == "ok"
+        assert rows[str(copy)]["reason"] == f"duplicate of {first}"
+        assert rows[str(copy)]["output"] is None
+        assert rows[str(other)]["status"] == "quarantined"
+        assert rows[str(other)]["reason"].startswith("version-conflict: ")
+        if out is not None:
+            (written,) = out.rglob("*.dcm")
+            assert rows[str(first)]["output"] == str(written)
+            assert dcmread(written).PixelData == dcmread(first).PixelData
+
+    def test_what_an_earlier_run_wrote_is_not_overwritten_either(self, node, twice, tmp_path):
+        first, _, other = twice
+        out = tmp_path / "out"
+        deidentify_files(node.deid_context, [first], out)
+        (written,) = out.rglob("*.dcm")
+        before = written.read_bytes()
+        again = deidentify_files(node.deid_context, [first], out).as_json("basic")
+        assert again["counts"] == {"ok": 1, "quarantined": 0, "failed": 0, "duplicates": 0}
+        late = deidentify_files(node.deid_context, [other], out).as_json("basic")
+        assert late["counts"] == {"ok": 0, "quarantined": 1, "failed": 0, "duplicates": 0}
+        assert str(written) in late["files"][0]["reason"]
+        assert written.read_bytes() == before
 
 
 def test_what_cannot_be_read_makes_no_pseudonym(node, tmp_path):

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from workflow_samples import files, pages_in_ct, rows
 
@@ -161,7 +162,7 @@ class TestAdding:
         (tmp_path / "a" / "000003.dcm").rename(tmp_path / "b" / "x")
         shutil.copy(tmp_path / "a" / "000001.dcm", tmp_path / "b" / "copy.dcm")
         added = add_paths(node.context, [tmp_path / "a", tmp_path / "b"])
-        assert added.studies == 1
+        assert (added.studies, added.instances, added.vectors, added.duplicates) == (1, 3, 3, 1)
         assert node.index.status()["instances"] == 3
         assert node.index.status()["vectors"] == 3
 
@@ -169,9 +170,26 @@ class TestAdding:
         study(tmp_path / "a", n=3)
         add_paths(node.context, [tmp_path / "a" / "000001.dcm"])
         added = add_paths(node.context, [tmp_path / "a"])
-        assert added.studies == 1
+        assert (added.studies, added.instances) == (1, 2)
         status = node.index.status()
         assert (status["studies"], status["instances"], status["vectors"]) == (1, 3, 3)
+
+    def test_another_image_with_a_uid_that_is_taken_is_held_and_the_first_goes_in(self, node, tmp_path):
+        images = sample_study(2, matrix=64)
+        (first, _) = write_study(images, tmp_path / "a")
+        pixels = bytearray(images[0].PixelData)
+        pixels[0] ^= 1
+        images[0].PixelData = bytes(pixels)
+        (other, _) = write_study(images, tmp_path / "b")
+        added = add_paths(node.context, [tmp_path])
+        assert (added.studies, added.instances, added.duplicates, added.quarantined) == (1, 2, 1, 1)
+        assert node.index.status()["instances"] == 2
+        (item,) = node.quarantine.items()
+        assert item.reason == "version-conflict"
+        assert str(other) in added.notes[0]
+        uid = node.vault.uid(OriginalUid(images[0].SOPInstanceUID))
+        stored = dcmread(node.objects.path(node.catalogue.path_of(uid)))
+        assert stored.PixelData == dcmread(first).PixelData
 
     def test_what_cannot_pass_is_held_with_a_note_and_the_rest_goes_on(self, node, tmp_path):
         images = sample_study(3, matrix=64)

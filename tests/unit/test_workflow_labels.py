@@ -177,6 +177,13 @@ class TestAdding:
         }
         assert node.index.status()["patients"] == 1
 
+    def test_how_each_label_was_recorded_is_counted(self, node, tmp_path):
+        for n in range(4):
+            picture(tmp_path / f"{n}.png", n)
+        path = labels(tmp_path, "0.png,COVID,", "1.png,COVID,", "2.png,normal,", "3.png,,")
+        added = add_labels(node.context, path)
+        assert added.labels == {"COVID": {"present": 2}, "normal": {"none": 1}, "": {"unknown": 1}}
+
     def test_a_run_with_an_unreadable_image_does_not_add_its_patient_again(self, node, tmp_path):
         picture(tmp_path / "good.png")
         path = labels(tmp_path, "good.png,COVID,p1", "bad.png,COVID,p1")

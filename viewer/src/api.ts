@@ -1,5 +1,7 @@
 /* The node's API, typed. A node that does not answer is asked again until it does; every other refusal is an ApiError. */
 
+import type { Outline, Place } from './pane/outline';
+
 export type Status = 'present' | 'none' | 'unknown';
 export type Verdict = 'similar' | 'none' | 'repository-too-small' | 'not-searchable';
 
@@ -33,6 +35,8 @@ export interface Result {
   model_id: string;
   /** Whether `why` can answer. */
   explains: boolean;
+  /** Dice of what the model can outline; null where it outlines nothing. */
+  outlines: Record<Outline, number | null> | null;
   organisation: string;
   text: string;
 }
@@ -74,6 +78,8 @@ export interface Series {
   monochrome1: boolean;
   window: [number, number];
   presets?: { name: string; center: number; width: number }[];
+  /** Whether `masks` can be asked for. */
+  outlined: boolean;
 }
 
 export interface Match {
@@ -107,6 +113,9 @@ export interface Why {
   columns: number;
   case: number[][];
   query: number[][];
+  /** Where the grid lies on the frame. */
+  case_place: Place;
+  query_place: Place;
   similarity: number;
 }
 
@@ -204,6 +213,16 @@ export class Api {
     const response = await this.ask(this.path(`/cases/${part(id)}/series/${series}/frames/${frame}`), signal);
     const bytes = await response.arrayBuffer();
     return new Int16Array(bytes, 0, bytes.byteLength >> 1);
+  }
+
+  /** What the network outlines in a slice, as a picture; see `pane/outline`. */
+  async masks(id: string, series: number, frame: number, signal?: AbortSignal): Promise<ImageData> {
+    const response = await this.ask(this.path(`/cases/${part(id)}/series/${series}/frames/${frame}/masks.png`), signal);
+    const picture = await createImageBitmap(await response.blob(), { colorSpaceConversion: 'none' });
+    const ink = new OffscreenCanvas(picture.width, picture.height).getContext('2d', { willReadFrequently: true });
+    if (ink === null) throw new Error('no canvas');
+    ink.drawImage(picture, 0, 0);
+    return ink.getImageData(0, 0, picture.width, picture.height);
   }
 
   why(id: string, match: Match, signal?: AbortSignal): Promise<Why> {

@@ -475,6 +475,8 @@ export class ResultApp implements Context {
       c: () => chosen && this.compare(chosen),
       m: () => chosen && this.more(chosen),
       h: () => this.store.view.tab === 'compare' && this.parts?.compare.toggleWhy(),
+      l: () => this.store.view.tab === 'compare' && this.parts?.compare.toggleOutline('lungs'),
+      i: () => this.store.view.tab === 'compare' && this.parts?.compare.toggleOutline('infection'),
     };
     const act = acts[event.key.toLowerCase()];
     if (!act) return;

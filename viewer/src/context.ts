@@ -1,6 +1,6 @@
 /* What the panels share: the data on show, and what they may ask for. */
 
-import type { Api, CaseDetail, Graph, GraphNode, Result, Session, Status, Verdict } from './api';
+import type { Api, CaseDetail, Finding, Graph, GraphNode, Result, Session, Status, Verdict } from './api';
 import type { Key } from './i18n';
 import { similarity, t } from './i18n';
 import { reason as reasonWords } from './i18n/reasons';
@@ -69,11 +69,16 @@ export function statusWords(status: Status): string {
   return t(`status.${status}` as Key);
 }
 
+/** What findings are called, each name once: one diagnosis may be coded in two systems. */
+export function findingNames(findings: readonly Finding[]): string[] {
+  return [...new Set(findings.map((f) => f.display || f.code))];
+}
+
 /** A case in a sentence, for those who cannot see the graph. */
 export function describe(node: GraphNode, data: Data): string {
   if (node.rank === 0) return t(node.id === QUERY ? 'graph.query' : 'graph.centre');
   const values = { rank: node.rank, similarity: data.score(node) };
-  const findings = node.findings.map((f) => f.display || f.code).join(', ');
+  const findings = findingNames(node.findings).join(', ');
   // isolated (UAX 9): a name written from right to left must not turn round what stands before it
   const isolated = `\u2068${findings}\u2069`;
   if (node.status === 'present' && findings) return t('graph.node_findings', { ...values, findings: isolated });
@@ -95,5 +100,12 @@ export function verdictWords(data: Data, text: string): { title: string; why: st
     return { title: t('verdict.empty'), why, kind: 'empty' };
   }
   const title = kind === 'similar' && n === 1 ? t('verdict.similar_one') : t(`verdict.${kind}` as Key, { n });
-  return { title, why: t(`why.${kind}` as Key, { searched }), kind };
+  return { title, why: t(`why.${kind}` as Key, { searched }) + caution(data), kind };
+}
+
+/** Where cases are called similar and none of them is of the modality of the study in question: that, said. */
+function caution(data: Data): string {
+  const modality = data.result?.query.modality ?? '';
+  if (data.verdict !== 'similar' || !modality || data.cases.some((node) => node.modality === modality)) return '';
+  return ` ${t('why.other_modality', { modality })}`;
 }

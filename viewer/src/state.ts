@@ -1,6 +1,7 @@
 /* What is being looked at, and its place in the address: a copied link opens the same view, back and forward work. */
 
 import type { LayoutKind } from './graph/types';
+import { OUTLINES, type Outline } from './pane/outline';
 
 export type Tab = 'graph' | 'case' | 'compare' | 'list' | 'query';
 export type Language = 'en' | 'es';
@@ -27,6 +28,8 @@ export interface View {
   tab: Tab;
   place: Place | null;
   why: boolean;
+  /** What the network outlines and is to be seen. */
+  outlines: Outline[];
   language: Language | null;
 }
 
@@ -41,6 +44,7 @@ export const START: View = {
   tab: 'graph',
   place: null,
   why: false,
+  outlines: [],
   language: null,
 };
 
@@ -65,6 +69,8 @@ export function parse(hash: string): View {
   view.tab = TABS.find((tab) => tab === given.get('tab')) ?? START.tab;
   view.place = place(given.get('at'));
   view.why = given.get('why') === '1';
+  const outlines = list(given.get('outline'));
+  view.outlines = OUTLINES.filter((which) => outlines.includes(which));
   const language = given.get('lang');
   if (language === 'en' || language === 'es') view.language = language;
   return view;
@@ -86,6 +92,7 @@ export function format(view: View): string {
     told.set('at', [series, frame, querySeries, queryFrame].join('.'));
   }
   if (view.why) told.set('why', '1');
+  if (view.outlines.length) told.set('outline', view.outlines.join(','));
   if (view.language) told.set('lang', view.language);
   const text = told.toString();
   return text ? `#${text}` : '';

@@ -19,6 +19,7 @@ describe('the address', () => {
       tab: 'compare',
       place: { series: 1, frame: 20, querySeries: 0, queryFrame: 3 },
       why: true,
+      outlines: ['lungs', 'infection'],
       language: 'es',
     };
     expect(parse(format(view))).toEqual(view);
@@ -32,6 +33,7 @@ describe('the address', () => {
     ['#case=../../etc&from=<script>', {}],
     ['#hide=present,everything', { hidden: ['present'] }],
     ['#at=1.2.3', {}],
+    ['#outline=infection,heart,lungs', { outlines: ['lungs', 'infection'] }],
     ['#at=-1.0.0.0', {}],
     ['#%E0%A4%A', {}],
   ])('with what it cannot mean is taken as far as it can: %s', (hash, expected) => {

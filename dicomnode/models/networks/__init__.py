@@ -1,6 +1,6 @@
 """The networks, own code: encoders, CE-Net, Xception on its encoding, U-Net. No weights, no training, no files."""
 
-from dicomnode.models.networks.cenet import ENCODERS, CENet, CENetConfig, CENetEncoder, EncoderName
+from dicomnode.models.networks.cenet import ENCODERS, CENet, CENetConfig, CENetDecoder, CENetEncoder, EncoderName
 from dicomnode.models.networks.efficientnet_lite import (
     EfficientNetLite,
     Lite0Encoder,
@@ -25,6 +25,7 @@ __all__ = [
     "ENCODERS",
     "CENet",
     "CENetConfig",
+    "CENetDecoder",
     "CENetEncoder",
     "Compaction",
     "EfficientNetLite",

@@ -136,7 +136,7 @@ class CENetConfig:
 
 
 class CENetEncoder(nn.Module):
-    """Encoder, DAC and RMP: what a pack ships; no decoder."""
+    """Encoder, DAC and RMP."""
 
     def __init__(self, config: CENetConfig) -> None:
         super().__init__()
@@ -160,15 +160,12 @@ class CENetEncoder(nn.Module):
         return self.features(x)[3]
 
 
-class CENet(nn.Module):
-    """The whole network: segmentation logits [n, classes, H, W]; apply a sigmoid for probabilities."""
+class _Decoding(nn.Module):
+    """The decoder's parts, where they stand in a CE-Net's own state dict."""
 
-    def __init__(self, config: CENetConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = CENetEncoder(config)
-        c4, c8, c16, _ = self.encoder.backbone.channels
-        self.up16 = DecoderBlock(self.encoder.out_channels, c16)
+    def _add_decoder(self, config: CENetConfig, encoder: CENetEncoder) -> None:
+        c4, c8, c16, _ = encoder.backbone.channels
+        self.up16 = DecoderBlock(encoder.out_channels, c16)
         self.up8 = DecoderBlock(c16, c8)
         self.up4 = DecoderBlock(c8, c4)
         self.up2 = DecoderBlock(c4, c4)
@@ -181,8 +178,29 @@ class CENet(nn.Module):
             nn.Conv2d(head, config.classes, 3, 1, 1),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        a, b, c, z = self.encoder.features(x)
+    def decode(self, a: Tensor, b: Tensor, c: Tensor, z: Tensor) -> Tensor:
+        """``CENetEncoder.features`` -> segmentation logits [n, classes, H, W]."""
         up = self.up4(self.up8(self.up16(z) + c) + b) + a
         y: Tensor = self.head(self.up2(up))
         return y
+
+
+class CENetDecoder(_Decoding):
+    """The decoder alone, for networks that bring an encoder of their own."""
+
+    def __init__(self, config: CENetConfig, encoder: CENetEncoder) -> None:
+        super().__init__()
+        self._add_decoder(config, encoder)
+
+
+class CENet(_Decoding):
+    """The whole network: segmentation logits [n, classes, H, W]; apply a sigmoid for probabilities."""
+
+    def __init__(self, config: CENetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = CENetEncoder(config)
+        self._add_decoder(config, self.encoder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(*self.encoder.features(x))

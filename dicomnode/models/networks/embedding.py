@@ -1,7 +1,9 @@
-"""The whole way from a grey slice to its vector: CE-Net encoder, Xception, halves, compaction.
+"""The whole way from a grey slice to its vector: CE-Net encoder, Xception, lesion profile, compaction.
 
-One module so that training, packs and the node compute the same thing. Flip-averaged, each half L2-normalised before
-they are joined (else the half with the higher variance decides every distance), then PCA, then L2. It holds no files.
+One module so that training, packs and the node compute the same thing. The halves (encoding and activation) are
+flip-averaged, each L2-normalised before they are joined (else the one with the higher variance decides every distance);
+with the lesion profile beside them each of the three parts has a third of the variance. Then PCA, then L2. It holds no
+files.
 """
 
 from __future__ import annotations
@@ -10,9 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dicomnode.models.networks.cenet import CENetConfig, CENetEncoder
+from dicomnode.models.networks.cenet import CENetConfig, CENetDecoder, CENetEncoder
+from dicomnode.models.networks.lesion import LESION_DIM, lesion_code
 from dicomnode.models.networks.xception import Xception, XceptionConfig
 from dicomnode.models.tensors import standardise
+
+LESION_CLASSES = 2  # of the CE-Net: lungs, infection
 
 
 class Compaction(nn.Module):
@@ -69,8 +74,11 @@ class Compaction(nn.Module):
         return float(values.sum() / (centred**2).sum())
 
 
+LESION_SHARE = 1 / 3  # of the variance: as much as each half
+
+
 class EmbeddingNet(nn.Module):
-    """Encoder and Xception of a pack, with its compaction.
+    """Encoder and Xception of a pack, with its compaction; with ``lesion`` also the CE-Net's decoder.
 
     Parameters
     ----------
@@ -79,34 +87,96 @@ class EmbeddingNet(nn.Module):
         Side of the input in pixels; the grid is side / 32.
     dim : int
         Dimension of the vectors.
+    lesion : bool
+        Whether the lesion profile (``networks.lesion``) is a third part.
+
+    Attributes
+    ----------
+    parts : name -> columns of the full embedding: "rmp", "activation" and, with ``lesion``, "lesion".
     """
 
-    def __init__(self, cenet: CENetConfig, xception: XceptionConfig, side: int, dim: int) -> None:
+    lesion_weight: Tensor
+
+    def __init__(self, cenet: CENetConfig, xception: XceptionConfig, side: int, dim: int, lesion: bool = False) -> None:
         super().__init__()
         self.encoder = CENetEncoder(cenet)
         if xception.in_channels != self.encoder.out_channels:
             raise ValueError(
                 f"the Xception takes {xception.in_channels} channels, the encoder gives {self.encoder.out_channels}"
             )
+        if lesion and cenet.classes != LESION_CLASSES:
+            raise ValueError(f"the lesion profile needs {LESION_CLASSES} classes, lungs and infection")
         self.xception = Xception(xception)
         self.side = side
         self.grid_side = side // 32
-        self.full_dim = 2 * self.encoder.out_channels * self.grid_side**2
+        half = self.encoder.out_channels * self.grid_side**2
+        self.parts = {"rmp": slice(0, half), "activation": slice(half, 2 * half)}
+        self.full_dim = 2 * half
+        self.decoder: CENetDecoder | None = None
+        if lesion:
+            self.decoder = CENetDecoder(cenet, self.encoder)
+            self.parts["lesion"] = slice(2 * half, 2 * half + LESION_DIM)
+            self.full_dim += LESION_DIM
+            self.register_buffer("lesion_weight", torch.ones(()))
         self.compaction = Compaction(self.full_dim, dim)
 
     def halves(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """float32 [n, side, side] in 0..1 -> RMP encoding and Xception activation [n, C, h, w], flip-averaged."""
+        return self._halves(self.encoder(self._both_ways(images)))
+
+    def _both_ways(self, images: Tensor) -> Tensor:
         x = standardise(images[:, None])
-        both = torch.cat([x, x.flip(3)]).contiguous(memory_format=torch.channels_last)
-        rmp = self.encoder(both)
+        return torch.cat([x, x.flip(3)]).contiguous(memory_format=torch.channels_last)
+
+    def _halves(self, rmp: Tensor) -> tuple[Tensor, Tensor]:
         act = self.xception(rmp)
-        n = len(images)
+        n = len(rmp) // 2
         return (rmp[:n] + rmp[n:].flip(3)) / 2, (act[:n] + act[n:].flip(3)) / 2
 
+    def outlines(self, images: Tensor) -> Tensor:
+        """float32 [n, side, side] in 0..1 -> logits of lungs and infection [n, 2, side, side].
+
+        Raises
+        ------
+        ValueError
+            The network has no decoder.
+        """
+        if self.decoder is None:
+            raise ValueError("this network has no decoder")
+        x = standardise(images[:, None]).contiguous(memory_format=torch.channels_last)
+        return self.decoder.decode(*self.encoder.features(x))
+
     def full(self, images: Tensor) -> Tensor:
-        """The full embedding [n, full_dim]: both halves flattened, each of length 1, joined."""
-        rmp, act = self.halves(images)
-        return torch.cat([functional.normalize(rmp.flatten(1), dim=1), functional.normalize(act.flatten(1), dim=1)], 1)
+        """The full embedding [n, full_dim]: the halves flattened, each of length 1, and the weighted lesion profile."""
+        n = len(images)
+        a, b, c, rmp = self.encoder.features(self._both_ways(images))
+        found = [functional.normalize(half.flatten(1), dim=1) for half in self._halves(rmp)]
+        if self.decoder is not None:
+            found.append(self.lesion_weight * lesion_code(self.decoder.decode(a[:n], b[:n], c[:n], rmp[:n])))
+        return torch.cat(found, 1)
+
+    @torch.no_grad()
+    def fit(self, full: Tensor) -> float:
+        """Fit weight and compaction to full embeddings [n, full_dim] of training images; the share of variance kept.
+
+        Parameters
+        ----------
+        full : made with the weight that the network has now; scaled in place to the new one.
+
+        Raises
+        ------
+        ValueError
+            Fewer rows than dimensions.
+        """
+        if self.decoder is not None:
+            at = self.parts["lesion"]
+            spread = full.var(0, correction=0)
+            lesion, others = spread[at].sum(), spread[: at.start].sum()
+            factor = (others * LESION_SHARE / (1 - LESION_SHARE) / lesion.clamp(min=1e-12)).sqrt()
+            if float(lesion) > 1e-12:  # else no lung was seen in any image: the part says nothing
+                full[:, at] *= factor
+                self.lesion_weight.mul_(factor)
+        return self.compaction.fit(full)
 
     def forward(self, images: Tensor) -> Tensor:
         """float32 [n, side, side] in 0..1 -> unit vectors float32 [n, dim]."""

@@ -1,4 +1,4 @@
-"""Build a model pack from a ``train xception`` checkpoint: compaction, figures, card, golden vectors.
+"""Build a model pack from a ``train xception`` checkpoint: compaction, figures, card, golden vectors, outlines.
 
 The compaction is fitted on training images only, with the weights as they are shipped (half precision); the figures
 are measured with the pack as written, on queries nobody trained on. What was not measured is not on the card.
@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 import torch
+from torch import nn
 
 from dicomnode.errors import InputError
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.networks import CENet, Compaction, EmbeddingNet, XceptionConfig
+from dicomnode.models.networks.lesion import BANDS, SIDES
 from dicomnode.models.pack import Pack, write_pack
 from dicomnode.models.preprocess import SIDE
 from dicomnode.models.tensors import standardise
@@ -32,6 +34,7 @@ log = structlog.get_logger(__name__)
 
 Bytes = npt.NDArray[np.uint8]
 FIT_BATCH = 16
+WITHOUT_LESION = "without the lesion profile (full embedding)"
 MASK_DILATION = 9  # pixels by which the lung mask is widened for the masked control
 
 LICENCE = (
@@ -81,6 +84,7 @@ class BuildOptions:
     commands : the exact commands that made it, for the card.
     repeats : other runs that were measured in the same way, for the card: (name, P@10, mAP).
     choice : how this run was chosen among them, for the card.
+    lesion : whether the lesion profile is a part of the embedding.
     """
 
     data: Path
@@ -92,10 +96,15 @@ class BuildOptions:
     commands: tuple[str, ...] = ()
     repeats: tuple[tuple[str, float, float], ...] = ()
     choice: str = ""
+    lesion: bool = True
 
 
-def load_trained(checkpoint: Path) -> tuple[CENet, EmbeddingNet, dict[str, Any], int]:
+def load_trained(checkpoint: Path, *, lesion: bool = False) -> tuple[CENet, EmbeddingNet, dict[str, Any], int]:
     """CE-Net, embedding network (compaction still empty: dim 1), identity of the run, and epochs done.
+
+    Parameters
+    ----------
+    lesion : whether the lesion profile is a part of the embedding.
 
     Raises
     ------
@@ -107,11 +116,13 @@ def load_trained(checkpoint: Path) -> tuple[CENet, EmbeddingNet, dict[str, Any],
         identity = state["identity"]
         cenet = build_cenet(identity["cenet"]["encoder"], identity["cenet"]["width"], imagenet=False, seed=0)
         cenet.load_state_dict(state["modules"]["cenet"])
-        network = EmbeddingNet(cenet.config, XceptionConfig(**identity["xception"]), SIDE, 1)
+        network = EmbeddingNet(cenet.config, XceptionConfig(**identity["xception"]), SIDE, 1, lesion)
         network.xception.load_state_dict(state["modules"]["xception"])
     except (KeyError, TypeError, RuntimeError) as e:
         raise InputError("is not a checkpoint of 'train xception'", place=str(checkpoint)) from e
     network.encoder = cenet.encoder
+    if network.decoder is not None:
+        network.decoder.load_state_dict({k: v for k, v in cenet.state_dict().items() if not k.startswith("encoder.")})
     return cenet.eval(), network.eval(), identity, len(state["curves"])
 
 
@@ -123,10 +134,11 @@ def build_pack(options: BuildOptions) -> Pack:
     Pack
         Loaded back from disk, golden vectors checked.
     """
-    cenet, network, identity, epochs = load_trained(options.checkpoint)
+    cenet, network, identity, epochs = load_trained(options.checkpoint, lesion=options.lesion)
     covid, sars, segmentation = load_covid_ct(options.data), load_sars(options.data), load_segmentation(options.data)
-    dice = dice_by_volume(cenet, segmentation)
     as_shipped(network)
+    as_shipped(cenet)
+    dice = dice_by_volume(cenet, segmentation)
     train = [covid.images[covid.train], sars.images[sars.train], segmentation.images[~segmentation.held_out]]
     kept = fit_compaction(network, np.concatenate(train), options.dim)
     state = load_checkpoint(options.checkpoint)
@@ -143,8 +155,8 @@ def build_pack(options: BuildOptions) -> Pack:
         "repeats": [list(r) for r in options.repeats],
         "choice": options.choice,
     }
-    architecture = {"cenet": cenet.config.as_json(), "xception": network.xception.config.as_json()}
-    compaction = {"kind": "pca", "dim": options.dim, "stored": "int8", "of": "rmp + xception, flattened"}
+    architecture = architecture_of(cenet, network)
+    compaction = compaction_of(network, options.dim)
 
     def write(card: str) -> Pack:
         return write_pack(
@@ -156,6 +168,7 @@ def build_pack(options: BuildOptions) -> Pack:
             about=about,
             architecture=architecture,
             compaction=compaction,
+            segmentation=cenet,
         )
 
     embedder = Embedder(write("figures are being measured\n"), "cpu")
@@ -164,7 +177,19 @@ def build_pack(options: BuildOptions) -> Pack:
     return write(render_card(options.name, options.status, about, architecture))
 
 
-def as_shipped(network: EmbeddingNet) -> None:
+def architecture_of(cenet: CENet, network: EmbeddingNet) -> dict[str, Any]:
+    """What the manifest says of the networks."""
+    lesion = {} if network.decoder is None else {"lesion": {"bands": BANDS, "sides": SIDES}}
+    return {"cenet": cenet.config.as_json(), "xception": network.xception.config.as_json(), **lesion}
+
+
+def compaction_of(network: EmbeddingNet, dim: int) -> dict[str, Any]:
+    """What the manifest says of the compaction."""
+    lesion = "" if network.decoder is None else " + lesion profile"
+    return {"kind": "pca", "dim": dim, "stored": "int8", "of": f"rmp + xception, flattened{lesion}"}
+
+
+def as_shipped(network: nn.Module) -> None:
     """Round the weights to what the pack will hold, so that compaction and figures belong to those."""
     with torch.no_grad():
         for tensor in network.state_dict().values():
@@ -178,7 +203,7 @@ def fit_compaction(network: EmbeddingNet, images: Bytes, dim: int) -> float:
     with torch.inference_mode():
         full = [network.full(to_unit(images[at : at + FIT_BATCH])[:, 0]) for at in starts]
     network.compaction = Compaction(network.full_dim, dim)
-    return network.compaction.fit(torch.cat(full).clone())
+    return network.fit(torch.cat(full).clone())
 
 
 def measure(embedder: Embedder, cenet: CENet, covid: LabelledData, sars: LabelledData) -> dict[str, Any]:
@@ -197,9 +222,11 @@ def measure(embedder: Embedder, cenet: CENet, covid: LabelledData, sars: Labelle
 
     a, b = _unit(index.images), _unit(queries.images)
     full_a, full_b = embedder.full(a), embedder.full(b)
+    halves = embedder.pack.embedding_net.parts["activation"].stop
     rows = {
         MODEL_ROW: row(_compact(embedder, full_a), _compact(embedder, full_b)),
         "before compaction (full embedding)": row(full_a, full_b),
+        **({WITHOUT_LESION: row(full_a[:, :halves], full_b[:, :halves])} if halves < full_a.shape[1] else {}),
         "control: lungs masked out": row(
             embedder.embed(without_lungs(cenet, a)), embedder.embed(without_lungs(cenet, b))
         ),

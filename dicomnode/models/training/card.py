@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dicomnode.models.networks.lesion import LESION_DIM
 from dicomnode.models.training.figures import table
 
 MODEL_ROW = "this pack"
@@ -47,6 +48,10 @@ def _intended(about: Mapping[str, Any]) -> str:
     return f"## Intended use\n\n{about['intended_use']}\n\n{about['licence']}\n"
 
 
+LESION_WORDS = (
+    " and the lesion profile (the infected fraction of the lung in six regions, left and right, three heights, by the"
+    " CE-Net's own outlines; weighted to a third of the variance),"
+)
 GRID_CELLS = 49  # 7x7 at 224 pixels
 PUBLISHED_MIDDLE = 8  # middle blocks of the published Xception
 
@@ -57,13 +62,15 @@ def _architecture(architecture: Mapping[str, Any], about: Mapping[str, Any]) -> 
     literal = x.get("form") == "literal"
     form = "its literal form (the encoding as one plane)" if literal else "its native form"
     values = 2 * GRID_CELLS * x["in_channels"]
+    lesion = "" if "lesion" not in architecture else LESION_WORDS
+    values += LESION_DIM if lesion else 0
     return (
         "## Architecture\n\n"
         f"CE-Net (DAC, RMP) on a {encoder} encoder, and an Xception in {form} on the RMP encoding"
         f" ({x['in_channels']} channels on 7x7 at 224 px): stem {x['stem']}, entry {x['entry']}, {x['middle']} middle"
         f" blocks, exit {x['exit']}. {_widths(c, x)}\n\n"
-        f"Vector: both halves flip-averaged, each of length 1, joined ({values:,} values), PCA to 256, length 1;"
-        f" cosine. The PCA keeps {about['variance_kept']:.1%} of the variance of the training images. Input: see"
+        f"Vector: both halves flip-averaged, each of length 1,{lesion} joined ({values:,} values), PCA to 256, length"
+        f" 1; cosine. The PCA keeps {about['variance_kept']:.1%} of the variance of the training images. Input: see"
         " `dicomnode/models/preprocess.py`; plain pictures are scaled to 224x224, CT goes through the lung window"
         " -600/1500 HU and a body-centred square.\n"
     )
@@ -129,7 +136,9 @@ def _segmentation(dice: Mapping[str, Mapping[int, float]]) -> str:
         lines.append(f"| {name} | {cells} | {sum(by.values()) / max(len(by), 1):.3f} |")
     return (
         "## Segmentation\n\nDice of the joint network on the held-out volumes of ct-lung-seg, all slices of a volume"
-        " together (the decoder is not part of the pack).\n\n" + "\n".join(lines) + "\n"
+        " together, with the weights as shipped. The viewer shows these outlines; they are not findings.\n\n"
+        + "\n".join(lines)
+        + "\n"
     )
 
 

@@ -123,6 +123,7 @@ def train_unet(
     labels = 0 if parts.labelled is None else len(parts.labelled.classes)
     torch.manual_seed(options.seed)
     net = UNet(UNetConfig(options.base, len(CLASSES), labels)).to(device)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch annotates it for tensors only
     first = _limited(len(parts.train) // options.batch, options.max_steps)
     second = _limited(_size_of_second(parts) // options.batch, options.max_steps)
     optimiser = torch.optim.AdamW(net.parameters(), options.lr, weight_decay=options.weight_decay)
@@ -188,11 +189,16 @@ def _where_masks_are(options: UnetOptions) -> Path:
     return options.data
 
 
+def _ready(images: Tensor, device: str) -> Tensor:
+    """Standardised, in the layout that convolutions are a quarter faster with on a processor."""
+    return standardise(images.to(device)).contiguous(memory_format=torch.channels_last)
+
+
 def _forward(net: UNet, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and last features, float32, of images [n, 1, H, W] in 0..1."""
     device = device_of(net)
     with mixed(device):
-        logits, features, _ = net(standardise(images.to(device)))
+        logits, features, _ = net(_ready(images, device))
     return logits.float(), features.float()
 
 
@@ -265,7 +271,7 @@ def _class_weights(labelled: LabelledData, device: str) -> Tensor:
 def _diagnosis(net: UNet, images: Tensor) -> Tensor:
     device = device_of(net)
     with mixed(device):
-        logits = net.diagnosis(standardise(images.to(device)))
+        logits = net.diagnosis(_ready(images, device))
     return logits.float()
 
 

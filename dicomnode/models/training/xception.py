@@ -18,7 +18,7 @@ import structlog
 import torch
 from torch.nn import functional
 
-from dicomnode.errors import InputError
+from dicomnode.errors import InputError, UsageError
 from dicomnode.models.embedder import choose_device
 from dicomnode.models.networks import (
     CENet,
@@ -74,6 +74,7 @@ class XceptionOptions:
     validate : share of the training images, whole patients, kept apart to stop early; 0 trains on all to the end.
     patience : epochs without a lower validation loss after which to stop.
     device : "auto", "cpu" or "cuda".
+    freeze : the CE-Net stays as it is and the Xception learns on its encoding, as published; needs ``cenet``.
     """
 
     data: Path
@@ -98,12 +99,15 @@ class XceptionOptions:
     validate: float = 0.0
     patience: int = PATIENCE
     device: str = "cpu"
+    freeze: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What makes two runs the same; folders and device do not. What is off is not named."""
         plain = {k: v for k, v in asdict(self).items() if k not in _NOT_IDENTITY}
         if self.scans is not None:
             plain["per_scan"] = self.per_scan
+        if self.freeze:
+            plain["freeze"] = True
         return {**plain, **validation_identity(self.validate, self.patience)}
 
     def architecture(self, channels: int) -> XceptionConfig:
@@ -128,6 +132,7 @@ _NOT_IDENTITY = (
     "validate",
     "patience",
     "device",
+    "freeze",
 )
 
 
@@ -199,6 +204,8 @@ def train_xception(
         The data or the CE-Net cannot be used; nothing was written then.
     """
     check_share(options.validate)
+    if options.freeze and options.cenet is None:
+        raise UsageError("needs a trained CE-Net", place="--freeze", advice="give --cenet RUN")
     device = choose_device(options.device)
     net = None
     if options.scans is not None and options.cenet is not None:  # else the data is looked at first
@@ -254,10 +261,13 @@ def _prepare(options: XceptionOptions, net: CENet, training: LabelledData) -> tu
     heads = TrainingHeads(net.encoder.out_channels, len(training.classes)).to(device)
     steps = len(training.labels) // options.batch
     steps = min(steps, options.max_steps) if options.max_steps else steps
-    new = [*xception.parameters(), *heads.parameters()]
+    learning = [[*xception.parameters(), *heads.parameters()], list(net.parameters())]
     rates = [options.lr, options.lr * options.encoder_lr]
+    if options.freeze:
+        net.requires_grad_(False)
+        learning, rates = learning[:1], rates[:1]
     optimiser = torch.optim.AdamW(
-        [{"params": new, "lr": rates[0]}, {"params": list(net.parameters()), "lr": rates[1]}],
+        [{"params": group, "lr": rate} for group, rate in zip(learning, rates, strict=True)],
         weight_decay=options.weight_decay,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -296,9 +306,12 @@ def _epoch(
     assert isinstance(net, CENet)
     for module in run.modules.values():
         module.train()
+    if options.freeze:
+        net.eval()  # its norms keep their statistics too
     order = batches.rng.permutation(len(batches.labelled.labels))
     sums = {"classify": 0.0, "contrast": 0.0, "accuracy": 0.0}
     masked: list[float] = []
+    outlines = options.segmentation > 0 and not options.freeze and len(batches.masked_rows) > 0
     for step in range(steps):
         rows = order[step * options.batch : (step + 1) * options.batch]
         labels = torch.from_numpy(batches.labelled.labels[rows]).to(run.device)
@@ -307,7 +320,7 @@ def _epoch(
         classify = functional.cross_entropy(logits, labels, weights, label_smoothing=LABEL_SMOOTHING)
         contrast = supervised_contrastive(unit, labels, TEMPERATURE)
         loss = classify + contrast
-        if options.segmentation > 0 and step % options.segmentation_every == 0 and len(batches.masked_rows):
+        if outlines and step % options.segmentation_every == 0:
             assert batches.segmentation is not None
             size = min(SEGMENTATION_BATCH, len(batches.masked_rows))
             chosen = batches.rng.choice(batches.masked_rows, size, replace=False)

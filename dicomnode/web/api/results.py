@@ -62,6 +62,13 @@ def results_router(services: ResultServices, options: WebOptions) -> APIRouter:
         "Values of a frame: int16 little endian, row by row, modality LUT applied",
         media="application/octet-stream",
     )
+    get(
+        "/cases/{case}/series/{series}/frames/{frame}/masks.png",
+        routes.masks,
+        "Lungs (red) and infection (green; both: yellow) as the network outlines them, on the frame; not a finding",
+        media="image/png",
+        more=errors(503),
+    )
     get("/cases/{case}/why", routes.why, "Which regions make two frames alike", schema.Why, more=errors(503))
     get("/contact-sheet.png", routes.sheet_png, "The stored answer as a picture", media="image/png")
     get("/contact-sheet.pdf", routes.sheet_pdf, "The stored answer as a document", media="application/pdf")
@@ -127,6 +134,10 @@ class _Routes:
         found = self._services.rendered(result_id, case, series, frame, (center, width), who)
         return _bytes(request, found, "image/png")
 
+    def masks(self, request: Request, result_id: str, case: str, series: int, frame: int, who: Reader) -> Response:
+        found = self._services.masks(result_id, case, series, frame, who)
+        return _bytes(request, found, "image/png", PRIVATE_HOUR)
+
     def why(
         self,
         result_id: str,
@@ -162,10 +173,10 @@ def _json(value: dict[str, Any], cache: str) -> Response:
     return JSONResponse(value, headers={"Cache-Control": cache})
 
 
-def _bytes(request: Request, found: FrameData, media_type: str) -> Response:
+def _bytes(request: Request, found: FrameData, media_type: str, cache: str = IMMUTABLE) -> Response:
     """The frame, or 304 where the browser has it (RFC 9110 13.1.2)."""
     tag = f'"{found.tag}"'
-    headers = {"ETag": tag, "Cache-Control": IMMUTABLE}
+    headers = {"ETag": tag, "Cache-Control": cache}
     known = [t.strip().removeprefix("W/") for t in request.headers.get("if-none-match", "").split(",")]
     if tag in known or "*" in known:
         return Response(status_code=304, headers=headers)

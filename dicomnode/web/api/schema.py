@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,16 @@ class QuerySaid(Shape):
     slices: int
 
 
+Dice = Annotated[float | None, Field(ge=0, le=1)]
+
+
+class Outlines(Shape):
+    """What the network outlines: mean Dice on held-out volumes, as its pack says; null where it does not."""
+
+    lungs: Dice
+    infection: Dice
+
+
 class Result(Shape):
     """An answer reached by its link, or a query made in the browser."""
 
@@ -38,6 +48,7 @@ class Result(Shape):
     query: QuerySaid
     model_id: str
     explains: bool = Field(description="Whether /why can answer: the model that gave the answer is still here.")
+    outlines: Outlines | None = Field(description="Null: its model outlines nothing, or is no longer here.")
     organisation: str
     text: str
 
@@ -108,6 +119,7 @@ class Series(Shape):
     monochrome1: bool = Field(description="High values are dark.")
     window: tuple[float, float] = Field(description="Centre and width to begin with.")
     presets: list[Preset] = Field(description="CT only.")
+    outlined: bool = Field(description="Whether masks.png of its frames can be asked for.")
 
 
 class Pair(Shape):
@@ -139,11 +151,22 @@ class CaseDetail(Shape):
     best: list[Pair] = Field(description="Best matching pairs, best first.")
 
 
+Place = Annotated[
+    tuple[float, float, float, float],
+    Field(description="Left, top, right, bottom of the grid in shares of the frame; may reach outside."),
+]
+
+
 class Why(Shape):
-    """How much the similarity falls when a region is covered; below 0: it rises."""
+    """How much the similarity falls when a region is covered; below 0: it rises.
+
+    The networks see a square around the body: the grid lies on that part of the frame, not on all of it.
+    """
 
     rows: int
     columns: int
     case: list[list[float]]
     query: list[list[float]]
+    case_place: Place
+    query_place: Place
     similarity: float

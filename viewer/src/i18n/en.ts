@@ -13,7 +13,9 @@ export const en = {
   'verdict.repository-too-small': 'This repository is too small to tell',
   'verdict.not-searchable': 'This image could not be searched',
   'verdict.empty': 'There is no case to show',
-  'why.similar': 'Ranked by the likeness of their images among {searched} cases that were searched.',
+  'why.similar':
+    'Ranked by the likeness of their images among {searched} cases that were searched. The nearest lie about as near as the cases of this repository lie to each other.',
+  'why.other_modality': 'Caution: this study is {modality}, and none of the cases shown is.',
   'why.none':
     '{searched} cases were searched. The image lies farther from its nearest case than nearly all cases here lie from theirs. The nearest are shown so that you can judge for yourself.',
   'why.repository-too-small':
@@ -94,7 +96,8 @@ export const en = {
   'case.alt_query': 'Slice of the image in question, {modality}',
   'case.no_picture': 'No picture',
   'case.similarity': 'Similarity',
-  'case.score_note': 'An uncalibrated score from 0 to 1: it ranks cases, it is not a probability.',
+  'case.score_note':
+    'An uncalibrated score from 0 to 1: it ranks the cases of this answer. It is not a probability, and scores of two answers cannot be compared.',
   'case.percent_note': 'Calibrated on the labelled cases of this repository.',
   'case.below': 'below threshold',
   'case.modality': 'Modality',
@@ -165,6 +168,22 @@ export const en = {
   'compare.why_high': 'falls by {x}',
   'compare.opacity': 'Strength of the colours',
 
+  'outline.group': 'Outlines by the network',
+  'outline.show_lungs': 'Outline lungs',
+  'outline.show_infection': 'Outline infection',
+  'outline.label': 'Network’s outline, not a finding',
+  'outline.lungs': 'Lungs',
+  'outline.infection': 'Infection',
+  'outline.dice': 'Dice {dice} on volumes it was not trained on',
+  'outline.no_dice': 'accuracy not measured',
+  'outline.loading': 'Outlining the slices.',
+  'outline.failed': '{name}: could not be outlined.',
+  'outline.other': '{name}: not outlined, as it is no chest CT.',
+  'outline.no_lungs': '{name}: no lungs outlined in this slice.',
+  'outline.no_infection': '{name}: no infection outlined in this slice.',
+  'outline.text':
+    'The network’s own outlines: not a finding, not a diagnosis, and not checked by anyone. It was trained on chest CT of COVID‑19, outlines what looks like that, misses some, and may be wrong. Dice is how far it agrees with outlines drawn by people: 1 is all, 0 nothing.',
+
   'list.caption': 'Similar cases by rank',
   'list.rank': 'Rank',
   'list.picture': 'Picture',
@@ -186,7 +205,8 @@ export const en = {
   'query.compared_value': '{modality}, {slices} slices',
   'query.compared_one': '{modality}, 1 slice',
   'query.p': 'Conformal p',
-  'query.p_note': 'Share of the patients here whose nearest other case is at least as far away.',
+  'query.p_note':
+    'Share of the patients here that lie at least as far from their fifth-nearest other patient (of up to 200 patients). A small value means that a query like this is unusual here; it says nothing about a disease.',
   'query.model': 'Image model',
   'query.searched': 'Cases searched',
   'query.organisation': 'Repository',
@@ -268,6 +288,7 @@ export const en = {
   'help.zoom': 'Zoom; show all',
   'help.home': 'To the centre; in a picture: first and last slice',
   'help.heat': 'Regions that make the slices alike',
+  'help.outlines': 'Outlines of lungs and of infection',
   'help.slash': 'To the keyword box',
   'help.question': 'This page',
   'help.picture': 'In a picture',

@@ -15,7 +15,9 @@ export const es: Record<Key, string> = {
   'verdict.repository-too-small': 'El repositorio es demasiado pequeño para saberlo',
   'verdict.not-searchable': 'No se pudo buscar esta imagen',
   'verdict.empty': 'No hay ningún caso que mostrar',
-  'why.similar': 'Ordenados por el parecido de sus imágenes entre {searched} casos buscados.',
+  'why.similar':
+    'Ordenados por el parecido de sus imágenes entre {searched} casos buscados. Los más próximos están más o menos tan cerca como lo están entre sí los casos de este repositorio.',
+  'why.other_modality': 'Atención: este estudio es {modality} y ninguno de los casos mostrados lo es.',
   'why.none':
     'Se buscó en {searched} casos. La imagen está más lejos de su caso más próximo que casi todos los casos de aquí del suyo. Se muestran los más próximos para que pueda juzgar.',
   'why.repository-too-small':
@@ -96,7 +98,8 @@ export const es: Record<Key, string> = {
   'case.alt_query': 'Corte de la imagen consultada, {modality}',
   'case.no_picture': 'Sin imagen',
   'case.similarity': 'Similitud',
-  'case.score_note': 'Puntuación sin calibrar de 0 a 1: ordena los casos, no es una probabilidad.',
+  'case.score_note':
+    'Puntuación sin calibrar de 0 a 1: ordena los casos de esta respuesta. No es una probabilidad, y las puntuaciones de dos respuestas no se pueden comparar.',
   'case.percent_note': 'Calibrada con los casos etiquetados de este repositorio.',
   'case.below': 'bajo el umbral',
   'case.modality': 'Modalidad',
@@ -167,6 +170,22 @@ export const es: Record<Key, string> = {
   'compare.why_high': 'baja {x}',
   'compare.opacity': 'Intensidad de los colores',
 
+  'outline.group': 'Contornos de la red',
+  'outline.show_lungs': 'Contorno de pulmones',
+  'outline.show_infection': 'Contorno de infección',
+  'outline.label': 'Contorno de la red, no es un hallazgo',
+  'outline.lungs': 'Pulmones',
+  'outline.infection': 'Infección',
+  'outline.dice': 'Dice {dice} en volúmenes con los que no se entrenó',
+  'outline.no_dice': 'exactitud no medida',
+  'outline.loading': 'Trazando los contornos.',
+  'outline.failed': '{name}: no se pudieron trazar los contornos.',
+  'outline.other': '{name}: sin contornos, pues no es una TC de tórax.',
+  'outline.no_lungs': '{name}: ningún pulmón contorneado en este corte.',
+  'outline.no_infection': '{name}: ninguna infección contorneada en este corte.',
+  'outline.text':
+    'Contornos de la propia red: no son un hallazgo ni un diagnóstico, y nadie los ha revisado. Se entrenó con TC de tórax de COVID‑19, contornea lo que se le parece, omite partes y puede equivocarse. Dice es cuánto coincide con contornos trazados por personas: 1 es todo, 0 nada.',
+
   'list.caption': 'Casos similares por rango',
   'list.rank': 'Rango',
   'list.picture': 'Imagen',
@@ -188,7 +207,8 @@ export const es: Record<Key, string> = {
   'query.compared_value': '{modality}, {slices} cortes',
   'query.compared_one': '{modality}, 1 corte',
   'query.p': 'p conforme',
-  'query.p_note': 'Proporción de pacientes de aquí cuyo caso ajeno más próximo está al menos igual de lejos.',
+  'query.p_note':
+    'Proporción de pacientes de aquí que están al menos igual de lejos de su quinto paciente ajeno más próximo (de hasta 200 pacientes). Un valor pequeño indica que una consulta así es poco habitual aquí; no dice nada de una enfermedad.',
   'query.model': 'Modelo de imagen',
   'query.searched': 'Casos buscados',
   'query.organisation': 'Repositorio',
@@ -271,6 +291,7 @@ export const es: Record<Key, string> = {
   'help.zoom': 'Acercar, alejar; mostrar todo',
   'help.home': 'Al centro; en una imagen: primer y último corte',
   'help.heat': 'Regiones que hacen parecidos los cortes',
+  'help.outlines': 'Contornos de pulmones y de infección',
   'help.slash': 'A la palabra clave',
   'help.question': 'Esta página',
   'help.picture': 'En una imagen',

@@ -14,6 +14,7 @@ const PARTS: [string, string][] = [
   [': it looks like ultrasound', ': parece una ecografía'],
   [': it looks like noise or a pattern', ': parece ruido o un patrón'],
   [': it looks like an empty image', ': parece una imagen vacía'],
+  [': it looks like a picture in colour', ': parece una imagen en color'],
   ['The study holds no images', 'El estudio no contiene imágenes'],
   ['No file of the study can be read as DICOM', 'Ningún archivo del estudio puede leerse como DICOM'],
   [

@@ -1,9 +1,10 @@
-/* One picture: a slice on a canvas, its window, the colours over it, and the ways to move. Canvas 2D only. */
+/* One picture: a slice on a canvas, its window, colours and outlines over it, and the ways to move. No WebGL. */
 
 import type { Series } from '../api';
-import { h } from '../dom';
+import { fill, h, svg } from '../dom';
 import { t } from '../i18n';
 import { greys, heat, paint, type Window } from './lut';
+import { type Masks, OUTLINES, type Outline, type Place, placed, trace } from './outline';
 import { moved, WHOLE, ZOOM_STEP, type Zoom, zoomed } from './zoom';
 
 export interface PaneActions {
@@ -26,9 +27,14 @@ export class Pane {
   private readonly stage: HTMLElement;
   private readonly canvas = h('canvas', { class: 'pane-image', 'aria-hidden': 'true' });
   private readonly overlay = h('canvas', { class: 'pane-heat', 'aria-hidden': 'true' });
+  private readonly outlines = svg('svg', { class: 'pane-outlines', 'aria-hidden': 'true', focusable: 'false' });
+  private readonly traced = new Map<Outline, string>();
+  private masks: Masks | null = null;
   private readonly slider = h('input', { type: 'range', min: 0, step: 1, value: 0 });
   private readonly place = h('span', { class: 'pane-place' });
   private readonly told = h('span', { class: 'pane-window' });
+  /** Said in the picture itself, for whoever sees no more of the page. */
+  private readonly label = h('span', { class: 'pane-label', hidden: true }, t('outline.label'));
   private readonly message = h('p', { class: 'pane-message', role: 'status' });
   private series: Series | null = null;
   private frame: Int16Array | null = null;
@@ -51,8 +57,10 @@ export class Pane {
       { class: 'pane-stage', tabindex: 0, role: 'group', 'aria-label': name },
       this.canvas,
       this.overlay,
+      this.outlines,
       this.place,
       this.told,
+      this.label,
       this.message,
     );
     this.slider.className = 'pane-slider';
@@ -68,12 +76,14 @@ export class Pane {
     this.slider.max = String(Math.max(0, (series?.frames ?? 1) - 1));
     this.slider.disabled = series === null || series.frames < 2;
     this.clearHeat();
+    this.clearOutlines();
     if (series === null) this.say(t('compare.no_images'));
   }
 
   /** Where in the series; before its picture is there, the last one stays. */
   setPlace(n: number): void {
     const total = this.series?.frames ?? 0;
+    this.stage.toggleAttribute('data-waiting', true); // what lies over a picture is of no other
     this.n = n;
     this.slider.value = String(n);
     this.place.textContent = total ? t('compare.slice_of', { n: n + 1, total }) : '';
@@ -100,6 +110,8 @@ export class Pane {
       zoom.scale === 1 ? '' : `translate(${100 * zoom.x}%, ${100 * zoom.y}%) scale(${zoom.scale.toFixed(4)})`;
     this.canvas.style.transform = transform;
     this.overlay.style.transform = transform;
+    this.outlines.style.transform = transform;
+    this.outlines.style.setProperty('--zoom', String(zoom.scale));
     this.stage.dataset.zoom = zoom.scale.toFixed(2);
   }
 
@@ -115,6 +127,7 @@ export class Pane {
 
   setFrame(frame: Int16Array): void {
     this.frame = frame;
+    this.stage.toggleAttribute('data-waiting', false);
     this.say('');
     this.draw();
   }
@@ -124,8 +137,8 @@ export class Pane {
     this.message.hidden = words === '';
   }
 
-  /** Lay the effects over the picture. */
-  setHeat(effects: number[][], highest: number, opacity: number): void {
+  /** Lay the effects over the part of the picture that they are of. */
+  setHeat(effects: number[][], highest: number, opacity: number, place: Place): void {
     const source = h('canvas');
     const image = heat(effects, highest);
     source.width = image.width;
@@ -137,7 +150,7 @@ export class Pane {
     if (ink === null) return;
     ink.imageSmoothingEnabled = true;
     ink.imageSmoothingQuality = 'high';
-    ink.drawImage(source, 0, 0, this.overlay.width, this.overlay.height);
+    ink.drawImage(source, ...placed(place, this.overlay.width, this.overlay.height));
     this.overlay.style.opacity = String(opacity);
     this.overlay.hidden = false;
   }
@@ -150,14 +163,48 @@ export class Pane {
     this.overlay.hidden = true;
   }
 
+  /** Draw the edges of masks over the picture. */
+  setOutlines(masks: Masks, wanted: Outline[]): void {
+    const { series } = this;
+    if (series === null) return;
+    const [width, height] = [series.columns, shownHeight(series)];
+    if (masks !== this.masks) this.traced.clear();
+    this.masks = masks;
+    this.outlines.setAttribute('viewBox', `0 0 ${width} ${height}`);
+    const drawn = OUTLINES.filter((which) => wanted.includes(which)).map((which) => {
+      const way = this.traced.get(which) ?? trace(masks, which, width, height);
+      this.traced.set(which, way);
+      if (way === '') return null;
+      return svg(
+        'g',
+        { class: `outline outline-${which}` },
+        svg('path', { d: way, class: 'outline-halo' }),
+        svg('path', { d: way, class: `outline-line outline-line-${which}` }),
+      );
+    });
+    fill(this.outlines, ...drawn);
+    this.label.hidden = !wanted.some((which) => this.outlined(which));
+  }
+
+  /** Whether the network has outlined that in the slice on show. */
+  outlined(which: Outline): boolean {
+    return (this.traced.get(which) ?? '') !== '';
+  }
+
+  clearOutlines(): void {
+    this.traced.clear();
+    this.masks = null;
+    fill(this.outlines);
+    this.label.hidden = true;
+  }
+
   private draw(): void {
     const { series, frame } = this;
     if (series === null || frame === null || frame.length < series.rows * series.columns) return;
     this.table ??= greys(this.window, series.monochrome1);
     const image = new ImageData(series.columns, series.rows);
     paint(frame, this.table, new Uint32Array(image.data.buffer));
-    const [down, across] = series.spacing ?? [1, 1];
-    const height = Math.max(1, Math.round((series.rows * down) / (across || 1)));
+    const height = shownHeight(series);
     if (this.canvas.width !== series.columns || this.canvas.height !== height) {
       this.canvas.width = series.columns;
       this.canvas.height = height;
@@ -286,4 +333,10 @@ export class Pane {
     else return false;
     return true;
   }
+}
+
+/** Rows of the picture with square pixels. */
+function shownHeight(series: Series): number {
+  const [down, across] = series.spacing ?? [1, 1];
+  return Math.max(1, Math.round((series.rows * down) / (across || 1)));
 }

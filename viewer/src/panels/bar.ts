@@ -14,6 +14,7 @@ export interface BarActions {
 }
 
 const TYPING_MS = 350;
+const KEYWORD_MS = 700; // a keyword is longer than a number: asked once it is left alone this long
 
 export function notice(): HTMLElement {
   return h('p', { class: 'notice', role: 'note' }, icon('warning', 16), h('span', {}, t('notice')));
@@ -58,6 +59,7 @@ export class Bar {
   private readonly account = h('span', { class: 'account-place' });
   private accountOf: Session | null = null;
   private timer = 0;
+  private typing = 0;
 
   constructor(
     private readonly context: Context,
@@ -164,13 +166,17 @@ export class Bar {
     );
     form.addEventListener('submit', (event) => {
       event.preventDefault();
+      clearTimeout(this.typing);
       this.ask(this.keyword.value.trim());
     });
     this.keyword.addEventListener('input', () => {
       this.clear.hidden = this.keyword.value === '';
+      clearTimeout(this.typing);
       if (this.keyword.value === '') this.ask('');
+      else this.typing = window.setTimeout(() => this.ask(this.keyword.value.trim()), KEYWORD_MS);
     });
     this.clear.addEventListener('click', () => {
+      clearTimeout(this.typing);
       this.keyword.value = '';
       this.keyword.focus();
       this.ask('');

@@ -1,4 +1,4 @@
-/* A case beside the image in question: both series in step, one window, and why the networks find them alike. */
+/* A case beside the image in question: both series in step, one window, why they are alike and what is outlined. */
 
 import { type CaseDetail, isAbort, type Match, type Series } from '../api';
 import { type Context, QUERY } from '../context';
@@ -8,9 +8,11 @@ import { icon } from '../icons';
 import { Follow, type Side } from '../pane/follow';
 import { Frames } from '../pane/frames';
 import type { Window } from '../pane/lut';
+import type { Outline } from '../pane/outline';
 import { Pane } from '../pane/pane';
 import { WHOLE, ZOOM_STEP, type Zoom } from '../pane/zoom';
 import type { Place } from '../state';
+import { OutlineLayer, type Shown } from './outlines';
 import { WhyLayer } from './why';
 
 const PLACE_MS = 400; // the address is written when scrolling rests: browsers limit how often it may change
@@ -35,6 +37,7 @@ export class ComparePanel {
   };
   private panes: Record<Side, Pane> | null = null;
   private why: WhyLayer | null = null;
+  private outlines: OutlineLayer | null = null;
   private bestList = h('ol', { class: 'best-list' });
   private presets = h('div', { class: 'segments', role: 'group', 'aria-label': t('compare.window') });
   private sliders: { center: HTMLInputElement; width: HTMLInputElement } | null = null;
@@ -86,6 +89,10 @@ export class ComparePanel {
     this.why?.toggle();
   }
 
+  toggleOutline(which: Outline): void {
+    this.outlines?.toggle(which);
+  }
+
   private build(details: Record<Side, CaseDetail>): void {
     this.details = details;
     const rank = this.context.data.node(details.case.id)?.rank ?? details.case.rank;
@@ -105,6 +112,7 @@ export class ComparePanel {
       });
     this.panes = { query: pane('query'), case: pane('case') };
     this.why = new WhyLayer(this.context, this.panes, () => this.match());
+    this.outlines = new OutlineLayer(this.context, this.panes, names, (side) => this.slice(side));
     const sync = h(
       'button',
       { type: 'button', class: 'button', 'aria-pressed': String(this.follow.together) },
@@ -119,8 +127,17 @@ export class ComparePanel {
       this.root,
       h('h2', { class: 'hidden-text' }, t('tab.compare')),
       h('div', { class: 'panes' }, this.panes.query.root, this.panes.case.root),
-      h('div', { class: 'compare-tools' }, this.presets, this.zoomTools(), sync, this.why.button),
+      h(
+        'div',
+        { class: 'compare-tools' },
+        this.presets,
+        this.zoomTools(),
+        sync,
+        this.why.button,
+        this.outlines.buttons,
+      ),
       this.windowSliders(),
+      this.outlines.root,
       this.why.root,
       details.case.best.length > 0 && h('section', { class: 'block' }, h('h3', {}, t('compare.best')), this.bestList),
       h('p', { class: 'note' }, t('compare.hint')),
@@ -178,6 +195,7 @@ export class ComparePanel {
     for (const side of SIDES) this.showSide(side, direction);
     this.markBest();
     this.why?.moved();
+    this.outlines?.moved();
   }
 
   private showSide(side: Side, direction: number): void {
@@ -366,6 +384,11 @@ export class ComparePanel {
     if (!this.series.case || !this.series.query) return null;
     const { series, frame, querySeries, queryFrame } = this.place();
     return { series, frame, query_series: querySeries, query_frame: queryFrame, similarity: 0 };
+  }
+
+  private slice(side: Side): Shown | null {
+    const [series, id] = [this.series[side], this.details?.[side].id];
+    return series && id ? { id, series, frame: this.follow.at[side] } : null;
   }
 
   private totals(): Record<Side, number> {

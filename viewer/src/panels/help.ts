@@ -11,6 +11,7 @@ const KEYS: [string[], Key][] = [
   [['M'], 'help.more'],
   [['C'], 'help.compare'],
   [['H'], 'help.heat'],
+  [['L', 'I'], 'help.outlines'],
   [['+', '−', '0'], 'help.zoom'],
   [['Home', 'End'], 'help.home'],
   [['/'], 'help.slash'],

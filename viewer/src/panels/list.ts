@@ -1,7 +1,7 @@
 /* The same cases as a table: for screen readers, for the keyboard, and for a file. */
 
 import type { GraphNode } from '../api';
-import { type Context, passes, statusWords } from '../context';
+import { type Context, findingNames, passes, statusWords } from '../context';
 import { csv } from '../csv';
 import { fill, foreign, h } from '../dom';
 import { t } from '../i18n';
@@ -121,7 +121,7 @@ export class ListPanel {
     });
     const bitmap = thumbnails.get(node.id);
     if (bitmap) draw(canvas, bitmap);
-    const findings = node.findings.map((f) => f.display || f.code).join(', ');
+    const findings = findingNames(node.findings).join(', ');
     const told =
       node.status === 'present' && findings
         ? foreign(findings, 'clamp')

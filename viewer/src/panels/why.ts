@@ -99,8 +99,8 @@ export class WhyLayer {
 
   private show(why: Why): void {
     const highest = Math.max(0, ...why.case.flat(), ...why.query.flat());
-    this.panes.case.setHeat(why.case, highest, Number(this.opacity.value));
-    this.panes.query.setHeat(why.query, highest, Number(this.opacity.value));
+    this.panes.case.setHeat(why.case, highest, Number(this.opacity.value), why.case_place);
+    this.panes.query.setHeat(why.query, highest, Number(this.opacity.value), why.query_place);
     this.say('', false);
     const scale = h('canvas', { width: 128, height: 1, class: 'why-scale', 'aria-hidden': 'true' });
     const image = new ImageData(128, 1);
