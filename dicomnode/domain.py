@@ -59,6 +59,85 @@ class VerdictKind(StrEnum):
     NOT_SEARCHABLE = "not-searchable"
 
 
+class ImageKind(StrEnum):
+    """What an image shows, as the input gate judges its pixels; everything but ``SLICE`` is refused."""
+
+    SLICE = "slice"
+    PHOTOGRAPH = "photograph"
+    PAGE = "page"
+    RADIOGRAPH = "radiograph"
+    ULTRASOUND = "ultrasound"
+    NOISE = "noise"
+    BLANK = "blank"
+    COLOUR = "colour"
+    OTHER = "other"  # no slice, and nothing else for certain
+
+
+# By language: one image, most of a study's images, and what is seen instead. People read these; rules do not.
+_REFUSALS: dict[str, tuple[str, str, str, dict[ImageKind, str]]] = {
+    "en": (
+        "The image is no CT or MR slice",
+        "Most images of the study are no CT or MR slices",
+        "it looks like",
+        {
+            ImageKind.PHOTOGRAPH: "a photograph or drawing",
+            ImageKind.PAGE: "a page, chart or screen",
+            ImageKind.RADIOGRAPH: "a radiograph",
+            ImageKind.ULTRASOUND: "ultrasound",
+            ImageKind.NOISE: "noise or a pattern",
+            ImageKind.BLANK: "an empty image",
+            ImageKind.COLOUR: "a picture in colour",
+        },
+    ),
+    "es": (
+        "La imagen no es un corte de TC ni de RM",
+        "La mayoría de las imágenes del estudio no son cortes de TC ni de RM",
+        "parece",
+        {
+            ImageKind.PHOTOGRAPH: "una fotografía o un dibujo",
+            ImageKind.PAGE: "una página, un gráfico o una pantalla",
+            ImageKind.RADIOGRAPH: "una radiografía",
+            ImageKind.ULTRASOUND: "una ecografía",
+            ImageKind.NOISE: "ruido o un patrón",
+            ImageKind.BLANK: "una imagen vacía",
+            ImageKind.COLOUR: "una imagen en color",
+        },
+    ),
+}
+
+
+# Of a study, by its headers alone.
+NO_IMAGES = "The study holds no images."
+NO_DICOM = "No file of the study can be read as DICOM."
+ONLY_OTHERS = (
+    "The study holds no CT or MR slices, only other images (other modalities, localizers, captures, dose screens)."
+)
+_SPANISH = {
+    NO_IMAGES: "El estudio no contiene imágenes.",
+    NO_DICOM: "Ningún archivo del estudio puede leerse como DICOM.",
+    ONLY_OTHERS: "El estudio no contiene cortes de TC ni de RM, solo otras imágenes (otras modalidades, localizadores, "
+    "capturas, pantallas de dosis).",
+}
+
+
+def refusal(kind: ImageKind, *, several: bool, language: str = "en") -> str:
+    """The sentence that says why an image, or ``several`` of a study, cannot be searched."""
+    one, most, looks, kinds = _REFUSALS[language]
+    seen = f": {looks} {kinds[kind]}" if kind in kinds else ""
+    return f"{most if several else one}{seen}."
+
+
+def reason_in(reason: str, language: str) -> str:
+    """A verdict's reason in another language, where it is a sentence of this page; else as it is."""
+    if language == "es" and reason in _SPANISH:
+        return _SPANISH[reason]
+    for several in (False, True):
+        for kind in ImageKind:
+            if reason == refusal(kind, several=several):
+                return refusal(kind, several=several, language=language)
+    return reason
+
+
 MIN_PATIENTS_FOR_P = 20  # conformal p is at least 1/(n+1): under 20 patients .05 is out of reach
 P_NONE = 0.05
 

@@ -62,8 +62,8 @@ Other columns do no harm. What a label states:
 | anything else | *present*: the label is the finding |
 
 Only the pixels and the label are kept: no file name, no EXIF, no patient. Images that cannot be read are counted and
-left out; add the file again once they are mended. A second run adds nothing. DICOM images pass the same gate as
-received ones.
+left out; add the file again once they are mended. So are images that show no CT or MR slice
+([query.md](query.md#what-is-refused)). A second run adds nothing. DICOM images pass the same gate as received ones.
 
     path,label,patient
     images/0001.png,Pneumonia,p17

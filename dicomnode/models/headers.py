@@ -44,6 +44,9 @@ NO_IMAGE_MODALITIES = frozenset(
         "PLAN",
     }
 )
+# What the node compares are slices of these; an absent modality (Type 1 in every image) is left to the pixels.
+SLICE_MODALITIES = frozenset({"CT", "MR", ""})
+A_MODALITY = re.compile(r"[A-Z]{2,9}")  # defined terms of PS3.3 C.7.3.1.1.1; anything else is not repeated
 SECONDARY_CAPTURE = re.compile(r"^1\.2\.840\.10008\.5\.1\.4\.1\.1\.7(\.|$)")
 SCREEN = re.compile(r"dose|patient protocol|screen ?save|protocol page|exam summary", re.IGNORECASE)
 LOCALIZER = re.compile(r"localizer|localiser|scout|topogram|surview|scanogram|\bloc\b", re.IGNORECASE)
@@ -113,8 +116,11 @@ class Read:
     passed: tuple[tuple[str, str, str, int], ...]
 
 
-def read_planes(paths: Iterable[Path]) -> Read:
-    """Every frame of every file; files that hold no image are counted by series and reason."""
+def read_planes(paths: Iterable[Path], *, gated: bool = True) -> Read:
+    """Every frame of every file; files that hold no image are counted by series and reason.
+
+    ``gated`` False: images of other modalities too.
+    """
     planes: list[Plane] = []
     passed: dict[tuple[str, str, str], int] = {}
 
@@ -126,7 +132,7 @@ def read_planes(paths: Iterable[Path]) -> Read:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # odd values are judged below; the warning may quote them
                 ds = dcmread(path, stop_before_pixels=True)
-                refusal = _refusal(ds)
+                refusal = _refusal(ds, gated)
                 if refusal is None:
                     planes += _planes(path, ds)
                 else:
@@ -151,19 +157,22 @@ _READ_ERRORS = (
 )
 
 
-def _refusal(ds: Dataset) -> tuple[str, str] | None:
+def _refusal(ds: Dataset, gated: bool) -> tuple[str, str] | None:
     """(reason, why) where the object cannot be embedded."""
     modality = str(ds.get("Modality") or "").upper()
     if not ds.get("Rows") or not ds.get("Columns"):
         return "not-an-image", "the object holds no image"
     if modality in NO_IMAGE_MODALITIES:
         return "unsupported-kind", f"{modality} objects show no image to compare"
+    if gated and modality not in SLICE_MODALITIES:
+        named = modality if A_MODALITY.fullmatch(modality) else "such"
+        return "unsupported-kind", f"{named} objects hold no CT or MR slices"
     types = {str(v).upper() for v in (ds.get("ImageType") or ())}
     words = f"{ds.get('SeriesDescription') or ''} {' '.join(types)}"
     capture = SECONDARY_CAPTURE.match(str(ds.get("SOPClassUID") or "")) is not None
     if "SCREEN SAVE" in types or (SCREEN.search(words) and (capture or "DERIVED" in types or "SECONDARY" in types)):
         return "dose-screen", "a screen of dose or protocol data"
-    if capture and modality in {"CT", "MR", "PT"}:
+    if capture and modality in {"CT", "MR", "PT", ""}:
         return "secondary-capture", "a captured screen, not an acquired image"
     return None
 

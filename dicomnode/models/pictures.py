@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from dicomnode.errors import UploadRefused, UploadTooLarge, UploadWrongKind
+from dicomnode.models.colour import own_colour
 
 MAX_PICTURE_PIXELS = 50_000_000  # decoded, 200 MB as RGBA
 FORMATS = ("PNG", "JPEG", "WEBP")  # what Pillow may try; nothing else is opened
@@ -26,15 +28,23 @@ def is_picture(head: bytes) -> bool:
     return png or head.startswith(b"\xff\xd8\xff") or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def clean_picture(src: Path, dst: Path) -> tuple[int, int]:
+class Cleaned(NamedTuple):
+    """What was written of a picture, and the share of its pixels that had a colour of their own (``models.colour``)."""
+
+    rows: int
+    columns: int
+    colour: float
+
+
+def clean_picture(src: Path, dst: Path) -> Cleaned:
     """Write the pixels of a picture, upright and grey, as an 8-bit PNG without any metadata.
 
     Transparency is shown on black, colour as luminance (ITU-R BT.601), 16-bit and float values by their own range.
 
     Returns
     -------
-    tuple of int
-        Rows and columns.
+    Cleaned
+        Rows and columns as written; the colour that was left behind.
 
     Raises
     ------
@@ -51,12 +61,13 @@ def clean_picture(src: Path, dst: Path) -> tuple[int, int]:
             with Image.open(src, formats=FORMATS) as image:
                 _check(image)
                 grey = upright_grey(image)
+                colour = own_colour(image)
     except Image.DecompressionBombError:  # Pillow's own limit, beyond ours
         raise _too_many_pixels() from None
     except _READ_ERRORS:
         raise UploadRefused("truncated", "the picture is damaged or cut short") from None
     grey.save(dst, "PNG", compress_level=1)
-    return grey.height, grey.width
+    return Cleaned(grey.height, grey.width, colour)
 
 
 def _check(image: Image.Image) -> None:

@@ -1,7 +1,8 @@
 """Which series of a study are embedded, and which of their slices: decided from headers alone, never from pixels.
 
 A study has five to ten series; at most two are taken: axial originals first, a lung kernel before others. Localizers,
-dose screens and reformats are left out unless nothing else is there, and the choice says so. Slices are ordered by
+dose screens and other modalities are never taken, reformats only where nothing else is there, and the choice says so.
+What the repository held before that rule (``gated`` False) is chosen from as it was. Slices are ordered by
 ImagePositionPatient along the normal, never by InstanceNumber where geometry exists. Facts: PS3.3 C.7.6.1.1.2
 (ImageType), C.7.6.2.1.1 (orientation), C.8.2.1 (kernel).
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dicomnode.domain import PseudoUid
+from dicomnode.domain import NO_DICOM, NO_IMAGES, ONLY_OTHERS, PseudoUid
 from dicomnode.models.headers import Plane, SeriesHeader, Tier, read_planes
 
 KEY_SLICES = 24
@@ -35,6 +36,7 @@ class NoSearch(StrEnum):
     NO_IMAGES = "no-images"
     UNSUPPORTED_KIND = "unsupported-kind"
     UNREADABLE = "unreadable"
+    NO_SLICE = "no-slice"  # by its pixels: the input gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +91,14 @@ _WHY = {
 }
 
 
-def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES) -> StudyChoice:
+def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES, *, gated: bool = True) -> StudyChoice:
     """Choose series and key slices of one study.
 
     Parameters
     ----------
     paths : the study's files, in any order.
     key_slices : slices a series, 16 to 32; a shorter series gives all it has.
+    gated : refuse other modalities and localizers even where the study holds nothing else.
 
     Returns
     -------
@@ -109,12 +112,15 @@ def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES) -> StudyChoice:
     """
     if not KEY_SLICES_MIN <= key_slices <= KEY_SLICES_MAX:
         raise ValueError(f"key_slices must be {KEY_SLICES_MIN} to {KEY_SLICES_MAX}, not {key_slices}")
-    read = read_planes(paths)
+    read = read_planes(paths, gated=gated)
     passed = [Passed(PseudoUid(uid), reason, why, n) for uid, reason, why, n in read.passed]
     by_series: dict[str, list[Plane]] = defaultdict(list)
     for plane in read.planes:
         by_series[plane.series.uid].append(plane)
     stacks = [_Stack.of(planes) for planes in by_series.values()]
+    if gated:
+        passed += [_localizer(s) for s in stacks if s.tier is Tier.LOCALIZER]
+        stacks = [s for s in stacks if s.tier is not Tier.LOCALIZER]
     if not stacks:
         return _nothing(passed)
     best = min(s.tier for s in stacks)
@@ -130,17 +136,19 @@ def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES) -> StudyChoice:
     return StudyChoice(tuple(s.choice(key_slices) for s in chosen), tuple(passed))
 
 
+def _localizer(stack: _Stack) -> Passed:
+    return Passed(PseudoUid(stack.series.uid), "localizer", "localizers are passed over", stack.n_instances)
+
+
 def _nothing(passed: Sequence[Passed]) -> StudyChoice:
     reasons = {p.reason for p in passed}
     if not reasons:
-        return StudyChoice((), (), NoSearch.NO_IMAGES, "The study holds no images.")
+        return StudyChoice((), (), NoSearch.NO_IMAGES, NO_IMAGES)
     if reasons <= {"unreadable", "not-dicom"}:
-        why = "No file of the study can be read as DICOM."
-        return StudyChoice((), tuple(passed), NoSearch.UNREADABLE, why)
+        return StudyChoice((), tuple(passed), NoSearch.UNREADABLE, NO_DICOM)
     if "not-an-image" in reasons and reasons <= {"not-an-image", "unreadable", "not-dicom"}:
-        return StudyChoice((), tuple(passed), NoSearch.NO_IMAGES, "The study holds no images.")
-    why = "The study holds only images that cannot be compared (dose screens, segmentations, plans)."
-    return StudyChoice((), tuple(passed), NoSearch.UNSUPPORTED_KIND, why)
+        return StudyChoice((), tuple(passed), NoSearch.NO_IMAGES, NO_IMAGES)
+    return StudyChoice((), tuple(passed), NoSearch.UNSUPPORTED_KIND, ONLY_OTHERS)
 
 
 def _passed_over(stack: _Stack, best: Tier) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """A study's files to vectors: series choice, key slices, preprocessing, embedding; and one plain picture likewise.
 
-Works on de-identified files only. One slice is decoded at a time, so memory does not grow with the study. A slice
-that cannot be used is recorded with the reason and passed over; only what is left decides whether there is a search.
+Works on de-identified files only. One slice is decoded at a time and only key slices are kept (at most 64, 13 MB), so
+memory does not grow with the study. A slice that cannot be used is recorded with the reason and passed over; the input
+gate judges what is left together, and refuses the study where most of it shows no CT or MR slice.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import structlog
 
 from dicomnode.domain import ModelId, PseudoUid
+from dicomnode.models.gate import Refused, Seen, decide
 from dicomnode.models.preprocess import UnusableImage, prepare_dicom, prepare_file
 from dicomnode.models.series import KEY_SLICES, NoSearch, Passed, SeriesChoice, choose
 
@@ -36,6 +38,14 @@ class Embeds(Protocol):
 
     def embed(self, images: Floats) -> Floats:
         """float32 [n, 224, 224] -> unit vectors float32 [n, dim]."""
+        ...
+
+
+class Sees(Protocol):
+    """What is needed of the input gate; see ``dicomnode.models.gate.Gate``."""
+
+    def see(self, images: Floats, *, claimed: bool = False) -> tuple[Seen, ...]:
+        """float32 [n, 224, 224] -> what each image is, and whether it passes."""
         ...
 
 
@@ -71,6 +81,7 @@ class StudyEmbedding:
     choices : the series taken and why; ``passed`` those that were not.
     skipped : key slices that could not be decoded or hold nothing.
     not_searchable : set where there is no vector at all; ``why_not`` is the sentence for the answer.
+    refused : by the input gate; then there are neither slices nor vectors.
     """
 
     model_id: ModelId
@@ -82,10 +93,15 @@ class StudyEmbedding:
     notes: tuple[str, ...] = ()
     not_searchable: NoSearch | None = None
     why_not: str = ""
+    refused: Refused | None = None
 
 
 def embed_study(
-    paths: Iterable[Path], embedder: Embeds, key_slices: int = KEY_SLICES, see: See | None = None
+    paths: Iterable[Path],
+    embedder: Embeds,
+    key_slices: int = KEY_SLICES,
+    see: See | None = None,
+    gate: Sees | None = None,
 ) -> StudyEmbedding:
     """Embed the key slices of one study.
 
@@ -93,7 +109,8 @@ def embed_study(
     ----------
     paths : the study's de-identified files, in any order.
     key_slices : slices a series, 16 to 32.
-    see : called with each prepared slice, which is not kept otherwise.
+    see : called with each prepared slice that is embedded.
+    gate : judges the key slices together; None: every kind of image passes, by headers and by pixels.
 
     Returns
     -------
@@ -101,12 +118,11 @@ def embed_study(
         Never raises for bad images: they are in ``skipped``, and ``not_searchable`` says where nothing was left.
     """
     began = time.monotonic()
-    chosen = choose(paths, key_slices)
+    chosen = choose(paths, key_slices, gated=gate is not None)
     slices: list[EmbeddedSlice] = []
     skipped: list[SkippedSlice] = []
     notes: dict[str, None] = {}
-    vectors: list[Floats] = []
-    pending: list[Floats] = []
+    prepared_slices: list[Floats] = []
     for series in chosen.choices:
         for key in series.key:
             try:
@@ -116,17 +132,24 @@ def embed_study(
                 continue
             notes.update(dict.fromkeys(prepared.notes))
             slices.append(EmbeddedSlice(key.instance_uid, series.series_uid, key.frame, key.z))
-            pending.append(prepared.pixels)
-            if see is not None:
-                see(key.instance_uid, key.frame, prepared.pixels)
-            if len(pending) == BATCH:
-                vectors.append(embedder.embed(np.stack(pending)))
-                pending = []
-    if pending:
-        vectors.append(embedder.embed(np.stack(pending)))
+            prepared_slices.append(prepared.pixels)
     no_search, why_not = chosen.not_searchable, chosen.why_not
     if not slices and no_search is None:
         no_search, why_not = NoSearch.UNREADABLE, _nothing_left(skipped)
+    refused = None
+    if gate is not None and slices:
+        refused = decide(gate.see(np.stack(prepared_slices), claimed=True))
+        if refused is not None:
+            no_search, why_not = NoSearch.NO_SLICE, refused.why
+            log.info("study_refused", kind=refused.kind.value, slices=refused.of)
+            slices, prepared_slices = [], []
+    vectors: list[Floats] = []
+    for at in range(0, len(slices), BATCH):
+        batch = prepared_slices[at : at + BATCH]
+        vectors.append(embedder.embed(np.stack(batch)))
+        if see is not None:
+            for one, pixels in zip(slices[at : at + BATCH], batch, strict=True):
+                see(one.instance_uid, one.frame, pixels)
     seconds = round(time.monotonic() - began, 3)
     log.info("study_embedded", series=len(chosen.choices), slices=len(slices), skipped=len(skipped), seconds=seconds)
     return StudyEmbedding(
@@ -139,6 +162,7 @@ def embed_study(
         tuple(notes),
         no_search,
         why_not,
+        refused,
     )
 
 

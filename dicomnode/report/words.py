@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from dicomnode.domain import Answer, Case, FindingStatus, VerdictKind
-from dicomnode.report.codes import Texts
+from dicomnode.domain import Answer, Case, FindingStatus, VerdictKind, reason_in
+from dicomnode.report.codes import SPANISH, Texts
 from dicomnode.report.header import clean_text
 from dicomnode.report.spec import QueryImage
 
@@ -20,7 +20,7 @@ def verdict_sentence(answer: Answer, t: Texts) -> str:
     """The verdict in one or two sentences, with what follows below it."""
     verdict = answer.verdict
     p = t.p_value.format(p=f"{verdict.p:.3g}".replace(".", t.decimal)) if verdict.p is not None else ""
-    reason = clean_text(verdict.reason)
+    reason = clean_text(reason_in(verdict.reason, "es" if t is SPANISH else "en"))
     first = {
         VerdictKind.SIMILAR: t.similar,
         VerdictKind.NONE: t.none,

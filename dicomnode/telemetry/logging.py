@@ -106,7 +106,7 @@ KEYS: dict[str, Key] = {
     "state": Key(_W, "state of a row"),
     "outcome": Key(_W, "what became of it"),
     "verdict": Key(_W, "verdict of an answer"),
-    "kind": Key((Shape.WORD, Shape.CLASS), "kind of a result's object, or class of an exception"),
+    "kind": Key((Shape.WORD, Shape.CLASS), "kind of a result's object or of refused images, or class of an exception"),
     "reason": Key(
         (Shape.WORD, Shape.NUMBER), "one of the words of docs/quarantine.md, or why an association was rejected"
     ),

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from dicomnode.domain import Answer, Case, FindingStatus, VerdictKind
+from dicomnode.domain import Answer, Case, FindingStatus, VerdictKind, reason_in
 from dicomnode.web.texts import LANGUAGES, TEXTS, Language
 
 TALLY_ROWS = 6
@@ -74,7 +74,7 @@ class Pages:
             headline=text[headline].format(n=shown),
             why=text[why].format(searched=answer.searched),
             caution=text["other_modality"].format(modality=answer.other_modality) if answer.other_modality else "",
-            reason=answer.verdict.reason if kind is VerdictKind.NOT_SEARCHABLE else "",
+            reason=reason_in(answer.verdict.reason, language) if kind is VerdictKind.NOT_SEARCHABLE else "",
             below=kind is not VerdictKind.SIMILAR,
             cases=[_case(c, answer.calibrated, language) for c in answer.cases],
             tally=_tally(answer.cases, text),

@@ -22,6 +22,7 @@ from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import Answer, OriginalUid, Pseudonym, PseudoUid, SliceRef, Verdict, VerdictKind
 from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull, UploadRefused
 from dicomnode.index.cases import QueryStudy
+from dicomnode.models.gate import decide
 from dicomnode.models.pictures import clean_picture, is_picture
 from dicomnode.models.preprocess import prepare_picture
 from dicomnode.workflow.context import Context
@@ -65,6 +66,14 @@ class Inputs:
     @property
     def is_picture(self) -> bool:
         return not self.study_uid
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """The de-identified files of a question; of a picture, the share of its pixels that had a colour of their own."""
+
+    files: tuple[Path, ...]
+    colour: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +151,7 @@ def _is_plain_picture(path: Path) -> bool:
         return False
 
 
-def deidentify(ctx: Context, inputs: Inputs, folder: Path, tell: Tell = _quiet) -> list[Path]:
+def deidentify(ctx: Context, inputs: Inputs, folder: Path, tell: Tell = _quiet) -> Cleaned:
     """De-identified copies in ``folder``; what may not pass is left out and counted in ``inputs.skipped``.
 
     Raises
@@ -155,8 +164,7 @@ def deidentify(ctx: Context, inputs: Inputs, folder: Path, tell: Tell = _quiet) 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if inputs.is_picture:
         target = folder / "0.png"
-        clean_picture(inputs.files[0], target)
-        return [target]
+        return Cleaned((target,), clean_picture(inputs.files[0], target).colour)
     subject = ctx.vault.subject_for(*inputs.identity, create=False)
     refused: dict[str, list[DicomnodeError]] = {}
     passed: list[Path] = []
@@ -176,20 +184,24 @@ def deidentify(ctx: Context, inputs: Inputs, folder: Path, tell: Tell = _quiet) 
         raise QuarantineError(reason, errors[0].line, place=errors[0].place)
     for reason, errors in refused.items():
         inputs.skipped[reason] = inputs.skipped.get(reason, 0) + len(errors)
-    return passed
+    return Cleaned(tuple(passed))
 
 
-def embed(ctx: Context, inputs: Inputs, cleaned: Sequence[Path]) -> Question:
+def embed(ctx: Context, inputs: Inputs, cleaned: Cleaned) -> Question:
     """De-identified files to vectors."""
     if inputs.is_picture:
-        pixels = prepare_picture(cleaned[0]).pixels
+        pixels = prepare_picture(cleaned.files[0]).pixels
         said: dict[str, object] = {"kind": "image", "modality": "", "slices": 1, "series": []}
+        refused = decide(ctx.embedder.judge(pixels[None], colours=[cleaned.colour]))
+        if refused is not None:
+            nothing = QueryStudy(slices=(), vectors=np.empty((0, 0), np.float32), model_id=ctx.embedder.model_id)
+            return Question(nothing, (), (), said | {"slices": 0}, refused.why)
         one = (SliceRef(PICTURE, PseudoUid(""), PseudoUid(""), Pseudonym("")),)
         query = QueryStudy(slices=one, vectors=ctx.embedder.embed_images(pixels[None]), model_id=ctx.embedder.model_id)
-        return Question(query, one, tuple(cleaned), said)
-    records = {record.uid: (path, record) for path in cleaned for record in (read_record(path),)}
+        return Question(query, one, cleaned.files, said)
+    records = {record.uid: (path, record) for path in cleaned.files for record in (read_record(path),)}
     _, first = next(iter(records.values()))
-    found = ctx.embedder.embed_study(cleaned)
+    found = ctx.embedder.embed_study(cleaned.files)
     patient = ctx.vault.pseudonym_for(*inputs.identity, create=False)
     study, modality = ctx.vault.uid(inputs.study_uid), first.modality
     said = {"kind": "study", "modality": modality, "slices": len(found.slices)}

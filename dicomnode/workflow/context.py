@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # every process of the node needs the folders, only a worker 
     from dicomnode.errors import DicomnodeError
     from dicomnode.index.cases import QueryStudy
     from dicomnode.index.takeover import Source
+    from dicomnode.models.gate import Seen
     from dicomnode.models.study import See, StudyEmbedding
     from dicomnode.scp.spool import Spool
     from dicomnode.telemetry.metrics import Metrics
@@ -44,14 +45,18 @@ class DeidPort(Protocol):
 
 
 class EmbedPort(Protocol):
-    """Series choice, key slices and embedding of a study's de-identified files."""
+    """Series choice, key slices, input gate and embedding of a study's de-identified files."""
 
     @property
     def model_id(self) -> ModelId: ...
 
-    def embed_study(self, paths: Sequence[Path], see: See | None = None) -> StudyEmbedding: ...
+    def embed_study(self, paths: Sequence[Path], see: See | None = None, *, gated: bool = True) -> StudyEmbedding: ...
 
     def embed_images(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+
+    def judge(
+        self, images: npt.NDArray[np.float32], *, claimed: bool = False, colours: Sequence[float] = ()
+    ) -> tuple[Seen, ...]: ...
 
 
 class VectorPort(Protocol):

@@ -10,20 +10,30 @@ import numpy.typing as npt
 
 from dicomnode.domain import ModelId
 from dicomnode.models.embedder import Embedder
+from dicomnode.models.gate import Seen, fitted
 from dicomnode.models.study import See, StudyEmbedding, embed_study
 
 
 class StudyEmbedder:
-    """``EmbedPort`` over networks that are loaded when they are first needed."""
+    """``EmbedPort`` over networks that are loaded when they are first needed, behind the input gate."""
 
     def __init__(self, model_id: ModelId, load: Callable[[], Embedder]) -> None:
         self.model_id = model_id
         self._load = load
 
-    def embed_study(self, paths: Sequence[Path], see: See | None = None) -> StudyEmbedding:
-        """Series choice, key slices and vectors of de-identified files of one study; ``see`` gets each slice."""
-        return embed_study(paths, self._load(), see=see)
+    def embed_study(self, paths: Sequence[Path], see: See | None = None, *, gated: bool = True) -> StudyEmbedding:
+        """Series choice, key slices and vectors of de-identified files of one study; ``see`` gets each slice.
+
+        ``gated`` False: what the repository holds already, which the input gate leaves alone.
+        """
+        return embed_study(paths, self._load(), see=see, gate=fitted() if gated else None)
 
     def embed_images(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """float32 [n, dim] of prepared images float32 [n, 224, 224] in 0..1."""
         return self._load().embed(images)
+
+    def judge(
+        self, images: npt.NDArray[np.float32], *, claimed: bool = False, colours: Sequence[float] = ()
+    ) -> tuple[Seen, ...]:
+        """What the input gate sees in each of them: see ``Gate.see``."""
+        return fitted().see(images, claimed=claimed, colours=colours)

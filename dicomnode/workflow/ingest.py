@@ -24,6 +24,7 @@ from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import Finding, FindingStatus, OriginalUid, PseudoUid
 from dicomnode.errors import DeidError, DicomnodeError, InputError, NotFound, QuarantineError, StorageFull, UsageError
 from dicomnode.models.headers import READ_ERRORS
+from dicomnode.models.series import NoSearch
 from dicomnode.workflow.context import Context, Progress
 from dicomnode.workflow.identity import study_identity
 from dicomnode.workflow.process_study import STAGED, archive_records, embed_paths, index_folder
@@ -34,6 +35,8 @@ _TAGS = ["SOPClassUID", "StudyInstanceUID", "SOPInstanceUID"]
 SYSTEMS = frozenset({"SCT", "I10C", "I10", "I9C"})
 VERSION_CONFLICT = "version-conflict"  # a reason of docs/quarantine.md
 PRIVATE_SCHEME = "99"  # PS3.3 8.2: designators of private schemes begin so
+# A study of these kinds is never a case; one that cannot be decoded today may be tomorrow, and is kept.
+NO_CASE = frozenset({NoSearch.NO_SLICE, NoSearch.UNSUPPORTED_KIND})
 FINDING_COLUMNS = ("study", "system", "code", "display")
 
 
@@ -220,9 +223,16 @@ def _add_study(ctx: Context, study_uid: str, files: Sequence[_File], added: Adde
         records = [(p, read_record(p)) for p in sorted(staged.glob("*.dcm"))]
         if not records:
             return
-        archive_records(ctx, records, source="index-add")
-        paths = [ctx.objects.path(k.path) for k in ctx.catalogue.known_instances(study)]
-        embed_paths(ctx, paths, folder, study)
+        if known:  # what the repository holds stays, and is read together with what is new
+            archive_records(ctx, records, source="index-add")
+            embed_paths(ctx, [ctx.objects.path(k.path) for k in ctx.catalogue.known_instances(study)], folder, study)
+        else:
+            found = embed_paths(ctx, [path for path, _ in records], folder, study)
+            if found.not_searchable in NO_CASE:
+                added.skip(f"not searchable: {found.why_not.rstrip('.')}", len(records))
+                added.notes.append(f"{files[0].path} first, {len(files)} files: not added: {found.why_not}")
+                return
+            archive_records(ctx, records, source="index-add")
         added.vectors += index_folder(ctx, folder, study, records[0][1].patient)
         added.studies += 1
         added.instances += len({record.uid for _, record in records} - known)

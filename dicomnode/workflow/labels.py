@@ -33,6 +33,8 @@ from dicomnode.domain import (
     SliceRef,
 )
 from dicomnode.errors import DicomnodeError, InputError
+from dicomnode.models.colour import colour_of
+from dicomnode.models.gate import decide
 from dicomnode.models.preprocess import is_dicom, picture_pixels, prepare_dicom, prepare_picture
 from dicomnode.workflow.captures import LABELS
 from dicomnode.workflow.context import Context, Progress
@@ -110,7 +112,14 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
     pictures: list[tuple[int, LabelRow, Grey]] = []
     for number, row in enumerate(rows, start=1):  # by its row: the others may become readable later
         try:
-            pictures.append((number, row, read_picture(row.path)))
+            picture = read_picture(row.path)
+            pixels, claimed = picture_pixels(Image.fromarray(picture))[None], is_dicom(row.path)
+            colour = 0.0 if claimed else colour_of(row.path)
+            refused = decide(ctx.embedder.judge(pixels, claimed=claimed, colours=[colour]))
+            if refused is None:
+                pictures.append((number, row, picture))
+            else:
+                added.skip(f"not searchable: {refused.why.rstrip('.')}")
         except InputError as exc:
             added.skip(exc.line)
         except DicomnodeError as exc:

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
@@ -31,6 +32,9 @@ from dicomnode.workflow.identity import NOBODY, study_identity
 from dicomnode.workflow.peers import destinations_for
 from dicomnode.workflow.reporting import SR, SR_ENHANCED, read_header, result_kinds
 from dicomnode.workflow.takeover import settle
+
+if TYPE_CHECKING:
+    from dicomnode.models.study import StudyEmbedding
 
 log = structlog.get_logger(__name__)
 
@@ -140,17 +144,20 @@ def embed(ctx: Context, job_id: int) -> Context:
     return ctx
 
 
-def embed_paths(ctx: Context, paths: Sequence[Path], folder: Path, study: PseudoUid | None) -> None:
+def embed_paths(
+    ctx: Context, paths: Sequence[Path], folder: Path, study: PseudoUid | None, *, gated: bool = True
+) -> StudyEmbedding:
     """Embed de-identified files of one study; writes ``embedding.npz`` and ``choices.json``.
 
-    ``study``: of the repository, where thumbnails of its key slices are kept; None: nothing is kept.
+    ``study``: of the repository, where thumbnails of its key slices are kept; None: nothing is kept. ``gated`` False:
+    what the input gate thinks of it does not count.
     """
 
     def see(instance: PseudoUid, frame: int, pixels: np.ndarray) -> None:
         if study is not None:
             ctx.thumbnails.put(study, instance, frame, np.rint(pixels * 255).astype(np.uint8))
 
-    found = ctx.embedder.embed_study(paths, see)
+    found = ctx.embedder.embed_study(paths, see, gated=gated)
     rows = [(s.instance_uid, s.series_uid, s.frame, s.z) for s in found.slices]
     part = folder / (EMBEDDING + ".part")
     with part.open("wb") as f:
@@ -171,6 +178,7 @@ def embed_paths(ctx: Context, paths: Sequence[Path], folder: Path, study: Pseudo
             "not_searchable": found.why_not,
         },
     )
+    return found
 
 
 def index(ctx: Context, job_id: int) -> None:

@@ -355,7 +355,7 @@ class Uploads:
             shutil.rmtree(upload.folder, ignore_errors=True)
         tell(Stage.DEIDENTIFIED, 0.5)
         question = embed(ctx, inputs, cleaned)
-        for path in set(cleaned) - set(question.files):
+        for path in set(cleaned.files) - set(question.files):
             path.unlink(missing_ok=True)
         tell(Stage.EMBEDDED, 0.9)
         upload.inputs = None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import planted
 import pytest
 from loop import opened
@@ -23,6 +24,7 @@ from pydicom.dataset import Dataset
 
 from dicomnode.deid.recipe import Action
 from dicomnode.testing import RunningNode, sample_repository, sample_study, write_study
+from dicomnode.testing.phantom import Thorax
 
 pytestmark = pytest.mark.integration
 
@@ -138,7 +140,10 @@ def test_a_planted_picture_leaves_its_pixels_only(site: Site):
     exif = Image.Exif()
     exif[0x010E] = "PHIX-EXIF"
     buffer = io.BytesIO()
-    Image.effect_noise((80, 60), 60).save(buffer, "PNG", pnginfo=info, exif=exif)
+    hounsfield = Thorax.draw(1, None, 10.0).cut(120.0, 128)
+    Image.fromarray(np.clip((hounsfield + 1350) / 1500 * 255, 0, 255).astype(np.uint8)).save(
+        buffer, "PNG", pnginfo=info, exif=exif
+    )
     assert b"PHIX-TEXT" in buffer.getvalue()
     assert site.asked(buffer.getvalue())["state"] == "done"
     assert site.uploaded() == []

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pages import (
     AXE,
@@ -43,6 +44,7 @@ from playwright.sync_api import Browser, Page, expect
 from pydicom import dcmread
 
 from dicomnode.testing import Pacs, RunningNode, sample_repository, sample_study, write_study
+from dicomnode.testing.phantom import Thorax
 
 PATIENTS = 22  # fewer than 20 would be "repository too small"
 XSS = "<img src=x onerror='window.pwned=1'><script>window.pwned=1</script>"
@@ -577,14 +579,31 @@ def test_a_picture_is_searched_too(site: Site) -> None:
     page = site.page()
     page.goto(f"{site.node.url}/v/#lang=es")
     picture = io.BytesIO()
-    Image.linear_gradient("L").save(picture, "PNG")
+    hounsfield = Thorax.draw(1, None, 10.0).cut(120.0, 128)
+    Image.fromarray(np.clip((hounsfield + 1350) / 1500 * 255, 0, 255).astype(np.uint8)).save(picture, "PNG")
     page.locator("#pick-files").set_input_files(
         [{"name": "picture.png", "mimeType": "image/png", "buffer": picture.getvalue()}]
     )
     page.locator("#start").click()
     page.wait_for_url(re.compile(r"/v/q/[0-9a-f]{32}#lang=es"), timeout=120_000)
     page.wait_for_function("() => document.querySelector('.verdict')?.dataset.kind")
+    assert page.evaluate("() => document.querySelector('.verdict').dataset.kind") != "not-searchable"
     expect(page.get_by_text(NOTICE["es"])).to_be_visible()
+    page.context.close()
+
+
+def test_a_picture_that_shows_no_slice_is_refused_with_the_reason(site: Site) -> None:
+    page = site.page()
+    page.goto(f"{site.node.url}/v/#lang=es")
+    picture = io.BytesIO()
+    Image.effect_noise((300, 300), 80).save(picture, "PNG")
+    page.locator("#pick-files").set_input_files(
+        [{"name": "picture.png", "mimeType": "image/png", "buffer": picture.getvalue()}]
+    )
+    page.locator("#start").click()
+    page.wait_for_url(re.compile(r"/v/q/[0-9a-f]{32}#lang=es"), timeout=120_000)
+    page.wait_for_function("() => document.querySelector('.verdict')?.dataset.kind === 'not-searchable'")
+    expect(page.locator("body")).to_contain_text("La imagen no es un corte de TC ni de RM")
     page.context.close()
 
 

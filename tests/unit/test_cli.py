@@ -24,7 +24,7 @@ import structlog
 import torch
 import typer
 from archive_samples import STUDY, an_answer
-from PIL import Image
+from workflow_samples import slice_picture
 
 from dicomnode import __version__
 from dicomnode.archive import schema
@@ -337,7 +337,7 @@ class TestJson:
     def test_index_add_says_how_labels_were_recorded(self, tmp_path):
         settings = write_settings(tmp_path)
         for n in range(2):
-            Image.effect_noise((64, 64), 60).save(tmp_path / f"{n}.png")
+            slice_picture(n).save(tmp_path / f"{n}.png")
         (tmp_path / "labels.csv").write_text("path,label\n0.png,COVID\n1.png,normal\n")
         done = run("index", "add", tmp_path / "labels.csv", "--config", settings)
         assert "labels of the added cases: COVID: present 1; normal: none 1" in done.out
@@ -375,18 +375,18 @@ class TestJson:
         assert study[0].StudyInstanceUID not in done.out + done.err
 
     def test_query_of_words_finds_the_cases_that_have_them(self, repository, tmp_path):
-        Image.effect_noise((64, 64), 60).save(tmp_path / "a.png")
+        slice_picture().save(tmp_path / "a.png")
         data = repository.run("query", tmp_path / "a.png", "--text", "nodule", "--json").json()
         assert [c["findings"][0]["display"] for c in data["cases"]] == ["Nodule"]
         assert repository.run("query", tmp_path / "a.png", "--text", "nothing-has-this", "--json").json()["cases"] == []
 
     def test_query_of_words_that_no_case_has_says_so(self, repository, tmp_path):
-        Image.effect_noise((64, 64), 60).save(tmp_path / "a.png")
+        slice_picture().save(tmp_path / "a.png")
         done = repository.run("query", tmp_path / "a.png", "--text", "nothing-has-this")
         assert (done.code, done.out) == (0, 'No case in this repository has "nothing-has-this" among its findings.\n')
 
     def test_query_for_people(self, repository, tmp_path):
-        Image.effect_noise((64, 64), 60).save(tmp_path / "a.png")
+        slice_picture().save(tmp_path / "a.png")
         done = repository.run("query", tmp_path / "a.png")
         assert done.code == 0
         assert done.out.count("\n") == 2 + PATIENTS

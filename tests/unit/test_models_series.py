@@ -163,7 +163,9 @@ def test_only_reformats_are_taken_and_named_as_such(series: Callable[..., str], 
     assert "no originals" in choice.why
 
 
-def test_radiographs_need_no_geometry(series: Callable[..., str], tmp_path: Path) -> None:
+def test_radiographs_are_refused_but_stay_where_the_repository_has_them(
+    series: Callable[..., str], tmp_path: Path
+) -> None:
     series(
         2,
         Modality="CR",
@@ -171,7 +173,53 @@ def test_radiographs_need_no_geometry(series: Callable[..., str], tmp_path: Path
         ImageOrientationPatient=None,
         ImagePositionPatient=None,
     )
-    assert choose(tmp_path.iterdir()).choices[0].reason == "projection"
+    refused = choose(tmp_path.iterdir())
+    assert refused.not_searchable is NoSearch.UNSUPPORTED_KIND
+    assert refused.passed[0].why == "CR objects hold no CT or MR slices"
+    assert choose(tmp_path.iterdir(), gated=False).choices[0].reason == "projection"
+
+
+@pytest.mark.parametrize("modality", ["US", "DX", "PT", "NM", "OT", "XC", "RTIMAGE"])
+def test_other_modalities_are_never_taken(series: Callable[..., str], tmp_path: Path, modality: str) -> None:
+    series(3, Modality=modality)
+    ct = series(3)
+    chosen = choose(tmp_path.iterdir())
+    assert [c.series_uid for c in chosen.choices] == [ct]
+    assert [(p.reason, p.n_instances) for p in chosen.passed] == [("unsupported-kind", 3)]
+
+
+def test_what_stands_for_a_modality_is_not_repeated_where_it_is_none(
+    series: Callable[..., str], tmp_path: Path
+) -> None:
+    series(1, Modality="DOE JANE")
+    chosen = choose(tmp_path.iterdir())
+    assert chosen.not_searchable is NoSearch.UNSUPPORTED_KIND
+    assert "DOE" not in repr(chosen.passed) + chosen.why_not
+
+
+def test_an_absent_modality_is_left_to_the_pixels(series: Callable[..., str], tmp_path: Path) -> None:
+    series(3, Modality=None)
+    assert choose(tmp_path.iterdir()).not_searchable is None
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, {"SeriesDescription": "Topogram 0.6"}]
+)
+def test_localizers_alone_are_refused_but_stay_where_the_repository_has_them(
+    series: Callable[..., str], tmp_path: Path, attributes: dict[str, object]
+) -> None:
+    series(2, **attributes)
+    refused = choose(tmp_path.iterdir())
+    assert refused.not_searchable is NoSearch.UNSUPPORTED_KIND
+    assert "localizers" in refused.why_not
+    assert [(p.reason, p.n_instances) for p in refused.passed] == [("localizer", 2)]
+    assert choose(tmp_path.iterdir(), gated=False).choices[0].reason == "localizer-only"
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "OT"])
+def test_captured_report_pages_are_refused(series: Callable[..., str], tmp_path: Path, modality: str) -> None:
+    series(2, Modality=modality, SOPClassUID=SecondaryCaptureImageStorage, ImageType=["DERIVED", "SECONDARY"])
+    assert choose(tmp_path.iterdir()).not_searchable is NoSearch.UNSUPPORTED_KIND
 
 
 def test_a_study_of_reports_holds_no_images(series: Callable[..., str], tmp_path: Path) -> None:

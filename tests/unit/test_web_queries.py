@@ -21,7 +21,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from starlette.requests import ClientDisconnect, Request
 from starlette.testclient import TestClient
-from workflow_samples import rows
+from workflow_samples import rows, slice_picture
 
 from dicomnode.node import Node
 from dicomnode.testing import sample_repository, sample_study, write_study
@@ -130,7 +130,7 @@ def study(tmp_path) -> list[Path]:
 
 @pytest.fixture
 def picture() -> bytes:
-    return png(np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8))
+    return png(np.asarray(slice_picture()))
 
 
 def png(pixels: np.ndarray, kind: str = "PNG", **how) -> bytes:
@@ -280,15 +280,15 @@ class TestWhatStays:
         exif = Image.Exif()
         exif[0x010E] = "SECRET^NAME"
         exif[0x0112] = 6  # turned by a quarter
-        pixels = np.zeros((20, 40), dtype=np.uint8)
-        pixels[:, :20] = 200
+        pixels = np.asarray(slice_picture(size=(160, 120))).copy()
+        pixels[:10, :10] = 200  # a mark in the corner shows which way up it is kept
         done = site.asked(png(pixels, "JPEG", exif=exif, comment=b"SECRET-COMMENT"))
         (kept,) = site.uploads.result(done["id"]).slices
         assert kept.picture
         assert b"SECRET" not in kept.path.read_bytes()
         with Image.open(kept.path) as image:
-            assert (image.size, image.mode, image.info) == ((20, 40), "L", {})
-            assert image.getpixel((10, 5)) > 150 > image.getpixel((10, 35))
+            assert (image.size, image.mode, image.info) == ((120, 160), "L", {})
+            assert image.getpixel((115, 4)) > 150 > image.getpixel((4, 155))
 
     def test_a_kept_query_can_be_asked_again_with_another_k(self, site, node, study):
         done = site.asked(*study, k=1)

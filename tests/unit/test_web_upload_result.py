@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
+from workflow_samples import page_picture, slice_picture
 
 from dicomnode.domain import OriginalUid
 from dicomnode.errors import NotFound
@@ -74,7 +75,7 @@ def uploaded(site, study) -> str:
 @pytest.fixture(scope="module")
 def picture() -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60), dtype=np.uint8)).save(buffer, "PNG")
+    slice_picture(size=(60, 40)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -106,6 +107,19 @@ def test_its_slices_are_shown_beside_the_cases(site, uploaded):
     assert best[0]["similarity"] > 0.5
     assert site.get(uploaded, f"/cases/{node['id']}/why").json()["case"]
     assert site.get(uploaded, "/atlas", cases=f"query,{node['id']}").headers["content-type"] == "image/webp"
+
+
+def test_a_picture_that_the_input_gate_refused_is_a_result_without_cases(site):
+    buffer = io.BytesIO()
+    page_picture().save(buffer, "PNG")
+    upload_id = site.asked(buffer.getvalue())
+    result = site.get(upload_id).json()
+    assert (result["verdict"], result["query"]["slices"]) == ("not-searchable", 0)
+    assert result["reason"] == "The image is no CT or MR slice: it looks like a page, chart or screen."
+    graph = site.get(upload_id, "/graph")
+    assert graph.status_code == 200
+    assert graph.json()["total"] == 0
+    assert not list((site.node.data_dir / "work").rglob(f"{upload_id}/*.png"))
 
 
 def test_a_picture_is_shown_as_it_was_compared(site, picture):

@@ -315,10 +315,10 @@ def saved(image: Image.Image, kind: str, **how) -> bytes:
 def cleaned(data: bytes, folder: Path) -> Image.Image:
     assert is_picture(data[:12])
     (folder / "in.svg").write_bytes(data)
-    size = clean_picture(folder / "in.svg", folder / "out.png")
+    rows, columns, _ = clean_picture(folder / "in.svg", folder / "out.png")
     with Image.open(folder / "out.png") as image:
         image.load()
-        assert (image.mode, image.size, image.info, image.format) == ("L", size[::-1], {}, "PNG")
+        assert (image.mode, image.size, image.info, image.format) == ("L", (columns, rows), {}, "PNG")
         return image
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from PIL import Image
-from workflow_samples import files, rows
+from workflow_samples import files, page_picture, pages_in_ct, rows, slice_picture
 
 from dicomnode.domain import VerdictKind
 from dicomnode.errors import InputError, QuarantineError, UsageError
@@ -51,10 +50,52 @@ def test_one_image_of_a_study_is_answered(node, tmp_path):
 
 
 def test_a_picture_is_answered(node, tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)).save(tmp_path / "a.png")
+    slice_picture().save(tmp_path / "a.png")
     answer = ask(node.context, tmp_path / "a.png", 2)
     assert len(answer.cases) == 2
     assert answer.query == {"kind": "image", "modality": "", "slices": 1, "series": []}
+
+
+def test_a_picture_of_a_page_cannot_be_searched_and_says_why(node, tmp_path):
+    page_picture().save(tmp_path / "a.png")
+    answer = ask(node.context, tmp_path / "a.png", 2)
+    assert answer.verdict.kind is VerdictKind.NOT_SEARCHABLE
+    assert answer.verdict.reason == "The image is no CT or MR slice: it looks like a page, chart or screen."
+    assert (answer.cases, answer.searched, answer.query["slices"]) == ((), 0, 0)
+
+
+def test_pages_in_dicom_that_claim_to_be_ct_cannot_be_searched(node, tmp_path):
+    write_study(pages_in_ct(), tmp_path)
+    answer = ask(node.context, tmp_path, 2)
+    assert answer.verdict.kind is VerdictKind.NOT_SEARCHABLE
+    assert answer.verdict.reason.startswith("Most images of the study are no CT or MR slices")
+    assert answer.cases == ()
+
+
+def test_one_odd_image_among_slices_does_not_cost_the_answer(node, tmp_path):
+    images = sample_study(4, matrix=64, patient_id="ASKING", seed=60)
+    odd = pages_in_ct(1)[0]
+    images[0].Rows, images[0].Columns, images[0].PixelData = 256, 256, odd.PixelData
+    images[0].RescaleSlope, images[0].RescaleIntercept = "1", "0"
+    images[0].PixelRepresentation = 1
+    write_study(images, tmp_path)
+    assert len(ask(node.context, tmp_path, 10).cases) == CASES
+
+
+@pytest.mark.parametrize("modality", ["CR", "DX", "PT", "NM"])
+def test_other_modalities_cannot_be_searched(node, tmp_path, modality):
+    images = sample_study(2, matrix=64, BurnedInAnnotation="NO", Modality=modality)
+    answer = ask(node.context, write_study(images, tmp_path)[0], 2)
+    assert answer.verdict.kind is VerdictKind.NOT_SEARCHABLE
+    assert "other modalities" in answer.verdict.reason
+
+
+def test_localizers_alone_cannot_be_searched(node, tmp_path):
+    images = sample_study(2, matrix=64, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    write_study(images, tmp_path)
+    answer = ask(node.context, tmp_path, 2)
+    assert answer.verdict.kind is VerdictKind.NOT_SEARCHABLE
+    assert "localizers" in answer.verdict.reason
 
 
 def test_the_patients_own_cases_are_left_out(node, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
-from workflow_samples import files, rows
+from workflow_samples import files, pages_in_ct, rows
 
 from dicomnode.domain import Finding, OriginalUid
 from dicomnode.errors import InputError, UsageError
@@ -203,6 +203,36 @@ class TestAdding:
         assert item.place == node.vault.uid(OriginalUid(images[0].StudyInstanceUID))
         assert f"quarantine {item.id}: burned-in: 1 files, {tmp_path / 'a' / '000001.dcm'} first" in added.notes[0]
         assert str(tmp_path) not in repr(item)
+
+    @pytest.mark.parametrize("kind", ["pages", "positron emission"])
+    def test_a_study_without_ct_or_mr_slices_is_left_out_with_a_line(self, node, tmp_path, kind):
+        write_study(sample_study(2, matrix=64, patient_id="P-1", seed=1), tmp_path / "good")
+        odd = (
+            pages_in_ct(patient_id="P-2")
+            if kind == "pages"
+            else sample_study(3, matrix=64, patient_id="P-2", Modality="PT")
+        )
+        write_study(odd, tmp_path / "odd")
+        added = add_paths(node.context, [tmp_path / "good", tmp_path / "odd"])
+        assert (added.studies, added.instances, added.quarantined) == (1, 2, 0)
+        ((reason, n),) = added.skipped.items()
+        assert reason.startswith("not searchable: ")
+        assert n == 3
+        (note,) = added.notes
+        assert f"{tmp_path / 'odd'}" in note
+        assert "no CT or MR slices" in note
+        assert len(node.catalogue.study_sources()) == 1
+        assert list(node.folders.work.iterdir()) == []
+
+    def test_what_the_repository_holds_stays_when_the_gate_would_refuse_it(self, node, tmp_path):
+        study = sample_study(2, matrix=64, patient_id="P-1", seed=1)
+        write_study(study[:1], tmp_path / "a")
+        add_paths(node.context, [tmp_path / "a"])
+        late = pages_in_ct(2, patient_id="P-1", study_uid=study[0].StudyInstanceUID, seed=2)
+        write_study(late, tmp_path / "b")
+        vectors = node.index.status()["vectors"]
+        add_paths(node.context, [tmp_path / "b"])
+        assert node.index.status()["vectors"] >= vectors
 
     def test_a_study_of_two_patients_is_held_and_nothing_of_it_goes_in(self, node, tmp_path):
         images = sample_study(2, matrix=64)

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image
 from pydicom import dcmread
-from workflow_samples import files, rows
+from workflow_samples import files, page_picture, rows, slice_picture
 
 from dicomnode.archive import schema as t
 from dicomnode.domain import Finding, FindingStatus
@@ -24,8 +24,7 @@ SECRET = "DOE^JANE"
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (90, 70)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 255, (9, 7), dtype=np.uint8)
-    Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path)
+    slice_picture(seed, size).save(path)
     return path
 
 
@@ -167,6 +166,17 @@ class TestAdding:
         assert sum(added.skipped.values()) == 3
         assert node.index.status()["studies"] == 1
 
+    def test_pictures_that_the_input_gate_refuses_are_left_out_and_named(self, node, tmp_path):
+        picture(tmp_path / "good.png")
+        page_picture().save(tmp_path / "page.png")
+        path = labels(tmp_path, "good.png,COVID,p1", "page.png,COVID,p1", "page.png,COVID,p2")
+        added = add_labels(node.context, path)
+        assert (added.studies, added.instances, added.vectors) == (1, 1, 1)
+        assert added.skipped == {
+            "not searchable: The image is no CT or MR slice: it looks like a page, chart or screen": 2
+        }
+        assert node.index.status()["patients"] == 1
+
     def test_how_each_label_was_recorded_is_counted(self, node, tmp_path):
         for n in range(4):
             picture(tmp_path / f"{n}.png", n)
@@ -194,7 +204,7 @@ class TestAdding:
         assert node.index.verify() == []
 
     def test_nothing_of_the_file_but_its_pixels_is_kept(self, node, tmp_path):
-        image = Image.effect_noise((60, 60), 70).convert("RGB")
+        image = slice_picture(0, (120, 100)).convert("RGB")
         exif = Image.Exif()
         exif[0x010E] = SECRET  # ImageDescription
         exif[0x013B] = SECRET  # Artist

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from workflow_samples import files, job_of, process, receive, rows
+from workflow_samples import files, job_of, pages_in_ct, process, receive, rows
 
 from dicomnode.archive.answers import DELIVERED, PENDING
 from dicomnode.domain import OriginalUid, Role, VerdictKind
@@ -237,6 +237,17 @@ class TestQuarantine:
         assert item.reason == "version-conflict"
         assert len(node.spool.job(item.job_id).instances) == 1
         assert len(results_of(node, job)) == 1
+
+    def test_pages_that_claim_to_be_ct_are_no_case_and_are_held_with_the_reason(self, node, patients):
+        before = node.index.status()["vectors"]
+        job = job_of(node, pages_in_ct(patient_id=next(patients)))
+        process(node, job, STEP_NAMES[:-1])
+        verdict = answer_of(node, job).answer.verdict
+        assert verdict.kind is VerdictKind.NOT_SEARCHABLE
+        assert verdict.reason.startswith("Most images of the study are no CT or MR slices")
+        assert node.index.status()["vectors"] == before
+        with pytest.raises(QuarantineError, match="no CT or MR slices"):
+            report(node.context, job)
 
     def test_a_study_in_which_nothing_can_be_searched_is_held_at_the_report(self, node, patients):
         images = study(next(patients), RescaleSlope=None, RescaleIntercept=None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
-from workflow_samples import POOLED_DIM, job_of, pooled_pack, process
+from workflow_samples import POOLED_DIM, job_of, pooled_pack, process, slice_picture
 
 from dicomnode.archive import schema as tables
 from dicomnode.domain import PseudoUid, Role
@@ -202,12 +202,9 @@ def test_a_study_in_work_whose_model_was_discarded_is_embedded_again(filled: Nod
 
 
 def test_pictures_of_a_labels_file_are_carried_as_they_were_indexed(node: Node, pack: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
     rows = ["path,label"]
     for n in range(3):
-        picture = np.random.default_rng(n).integers(0, 255, (50, 70), dtype=np.uint8)
-        Image.fromarray(picture).save(tmp_path / f"{n}.png")
+        slice_picture(n).save(tmp_path / f"{n}.png")
         rows.append(f"{n}.png,nodule")
     (tmp_path / "LABELS.csv").write_text("\n".join(rows))
     model = node.models.open(pack)

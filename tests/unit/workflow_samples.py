@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import sqlalchemy as sa
+from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 from torch import Tensor, nn
 
@@ -17,6 +19,8 @@ from dicomnode.models.packing import CARD_SECTIONS, PackOptions, pack_module
 from dicomnode.node import Node
 from dicomnode.scp.records import ReceivedFile
 from dicomnode.scp.spool import Spool
+from dicomnode.testing import sample_study
+from dicomnode.testing.phantom import Thorax
 from dicomnode.workflow.process_study import STEPS
 
 POOLED_DIM = 8
@@ -78,6 +82,31 @@ def process(node: Node, job: int, steps: Sequence[str] = tuple(name for name, _ 
     for name, step in STEPS:
         if name in steps:
             step(node.context, job)
+
+
+def slice_picture(seed: int = 0, size: tuple[int, int] = (90, 70)) -> Image.Image:
+    """An 8-bit grey picture of a slice of the computed thorax, one for each seed, as the input gate lets in."""
+    hounsfield = Thorax.draw(seed, None, 10.0).cut(90.0 + 13.0 * (seed % 8), 128)
+    return Image.fromarray(np.clip((hounsfield + 1350) / 1500 * 255, 0, 255).astype(np.uint8)).resize(size)
+
+
+def page_picture(size: tuple[int, int] = (300, 400)) -> Image.Image:
+    """A page of text, as the input gate refuses it."""
+    page = Image.new("L", (700, 900), 255)
+    draw = ImageDraw.Draw(page)
+    for n in range(40):
+        line = "Findings: the lungs are clear. Dose length product 412.7 mGycm, exposure 3.1 s"
+        draw.text((40, 30 + 21 * n), line[: 30 + 7 * (n % 8)], fill=10, font_size=17)
+    return page.resize(size)
+
+
+def pages_in_ct(slices: int = 3, **attributes: object) -> list[Dataset]:
+    """A study that claims to be CT, all of whose images show a page of text."""
+    study = sample_study(slices, matrix=256, **attributes)
+    for image in study:
+        image.PixelData = (np.asarray(page_picture((256, 256))).astype(np.int16) * 5 - 1200).tobytes()
+        image.RescaleSlope, image.RescaleIntercept, image.PixelRepresentation = "1", "0", 1
+    return study
 
 
 def rows(node: Node) -> dict[str, list[tuple]]:

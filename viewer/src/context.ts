@@ -3,6 +3,7 @@
 import type { Api, CaseDetail, Finding, Graph, GraphNode, Result, Session, Status, Verdict } from './api';
 import type { Key } from './i18n';
 import { similarity, t } from './i18n';
+import { reason as reasonWords } from './i18n/reasons';
 import type { Store, View } from './state';
 import type { Thumbnails } from './thumbnails';
 
@@ -91,7 +92,7 @@ export function verdictWords(data: Data, text: string): { title: string; why: st
   const n = data.graph ? data.cases.length : (data.result?.k ?? 0);
   const searched = data.graph?.searched ?? data.result?.searched ?? 0;
   if (kind === 'not-searchable') {
-    const reason = data.result?.reason ? ` ${t('why.reason', { reason: data.result.reason })}` : '';
+    const reason = data.result?.reason ? ` ${t('why.reason', { reason: reasonWords(data.result.reason) })}` : '';
     return { title: t('verdict.not-searchable'), why: t('why.not-searchable') + reason, kind };
   }
   if (n === 0) {
