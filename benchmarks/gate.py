@@ -31,7 +31,7 @@ from dicomnode.models.gate import FILE, FORMAT, LAYERS, OUTPUTS, STRIDE, Gate, d
 from dicomnode.models.preprocess import SIDE
 
 WIDTHS, KERNELS = (16, 24, 40, 64), (5, 3, 3, 3)
-VARIANTS, EPOCHS, BATCH, RATE, DECAY = 12, 70, 64, 3e-3, 1e-2
+VARIANTS, EPOCHS, BATCH, RATE, DECAY = 12, 30, 64, 3e-3, 1e-2
 KEPT_APART = 0.2  # of each source of slices, in one piece: neighbours stay together
 REFUSED_APART = 0.01  # share of these (as they are, and distorted) that the threshold for pictures refuses
 REFUSED_APART_CLAIMED = 0.001  # and that for images which their headers call CT or MR

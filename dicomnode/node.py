@@ -487,7 +487,7 @@ def _picture(path: Path, frame: int) -> npt.NDArray[np.uint8] | None:
     if not path.exists():
         return None
     try:
-        pixels = prepare_dicom(path, frame).pixels
+        pixels = prepare_dicom(path, frame).picture
     except DicomnodeError:
         return None
     return (pixels * 255).round().astype("uint8")

@@ -28,6 +28,10 @@ from dicomnode.models.headers import READ_ERRORS
 
 SIDE = 224  # the side at which the shipped networks were trained
 LUNG_WINDOW = (-600.0, 1500.0)  # centre, width in HU
+SOFT_WINDOW = (40.0, 400.0)  # how people look at a slice without lung; the networks never see it
+LUNG_HU = (-950.0, -500.0)
+LEAST_LUNG = 0.02  # of what lies between the edges of the body
+EDGE = 2  # pixels
 AIR_HU = -1024.0
 BODY_HU = -300.0  # over this: body, or table
 BODY_BLOCK = 8  # pixels; a block is body when most of it is, so table tops and cables fall away
@@ -74,12 +78,19 @@ class Prepared:
     box : what of the frame they show: left, top, right, bottom in its pixels; may reach outside.
     frame : rows and columns of the frame.
     notes : what was assumed ("pixel spacing is missing: square pixels assumed").
+    soft : CT without lung: the same cut in a window of soft tissue, float32 [224, 224]; else None.
     """
 
     pixels: Floats
     box: PixelBox
     frame: tuple[int, int]
     notes: tuple[str, ...] = ()
+    soft: Floats | None = None
+
+    @property
+    def picture(self) -> Floats:
+        """What people are shown of it, float32 [224, 224] in 0..1: an abdomen is black and white in a lung window."""
+        return self.pixels if self.soft is None else self.soft
 
     @property
     def place(self) -> tuple[float, float, float, float]:
@@ -159,7 +170,10 @@ def _prepare(path: Path, frame: int) -> Prepared:
     grey, head, ds, box, notes = _placed(path, frame)
     unit = _unit(grey, head, ds, notes)
     fill = _hounsfield_unit(np.float32(AIR_HU)) if head.is_hounsfield else np.float32(unit.min())
-    return Prepared(_resample(unit, box, float(fill)), box, (grey.shape[0], grey.shape[1]), tuple(notes))
+    soft = None
+    if head.is_hounsfield and _lung_share(grey, box) < LEAST_LUNG:
+        soft = _resample(_hounsfield_unit(grey, SOFT_WINDOW), box, 0.0)
+    return Prepared(_resample(unit, box, float(fill)), box, (grey.shape[0], grey.shape[1]), tuple(notes), soft)
 
 
 def _placed(path: Path, frame: int) -> tuple[Floats, FrameHeader, Dataset, PixelBox, list[str]]:
@@ -324,8 +338,22 @@ def _unit(values: Floats, head: FrameHeader, ds: Dataset, notes: list[str]) -> F
     return (1 - unit) if head.photometric == "MONOCHROME1" else unit
 
 
-def _hounsfield_unit(values: Floats | np.float32) -> Floats:
-    centre, width = LUNG_WINDOW
+def _lung_share(hounsfield: Floats, box: PixelBox) -> float:
+    """Share of the pixels between the body's edges that are as dense as aerated lung."""
+    left, top, right, bottom = box
+    cut = hounsfield[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    body, lung = cut > BODY_HU, (cut > LUNG_HU[0]) & (cut < LUNG_HU[1])
+    inside, deep = np.ones_like(body), lung.copy()
+    for axis in (0, 1):
+        seen = np.maximum.accumulate(body, axis)
+        inside &= seen & np.flip(np.maximum.accumulate(np.flip(body, axis), axis), axis)
+        for step in (-EDGE, EDGE):  # where body meets air, a line is as dense as lung, but thin
+            deep &= np.roll(lung, step, axis)
+    return float((deep & inside).sum() / max(1, inside.sum()))
+
+
+def _hounsfield_unit(values: Floats | np.float32, window: tuple[float, float] = LUNG_WINDOW) -> Floats:
+    centre, width = window
     return np.asarray(((values - (centre - width / 2)) / width).clip(0, 1), dtype=np.float32)
 
 

@@ -109,7 +109,7 @@ def embed_study(
     ----------
     paths : the study's de-identified files, in any order.
     key_slices : slices a series, 16 to 32.
-    see : called with each prepared slice that is embedded.
+    see : called with the picture of each slice that is embedded (``Prepared.picture``).
     gate : judges the key slices together; None: every kind of image passes, by headers and by pixels.
 
     Returns
@@ -123,6 +123,7 @@ def embed_study(
     skipped: list[SkippedSlice] = []
     notes: dict[str, None] = {}
     prepared_slices: list[Floats] = []
+    pictures: list[Floats] = []
     for series in chosen.choices:
         for key in series.key:
             try:
@@ -133,6 +134,7 @@ def embed_study(
             notes.update(dict.fromkeys(prepared.notes))
             slices.append(EmbeddedSlice(key.instance_uid, series.series_uid, key.frame, key.z))
             prepared_slices.append(prepared.pixels)
+            pictures.append(prepared.picture)
     no_search, why_not = chosen.not_searchable, chosen.why_not
     if not slices and no_search is None:
         no_search, why_not = NoSearch.UNREADABLE, _nothing_left(skipped)
@@ -148,8 +150,8 @@ def embed_study(
         batch = prepared_slices[at : at + BATCH]
         vectors.append(embedder.embed(np.stack(batch)))
         if see is not None:
-            for one, pixels in zip(slices[at : at + BATCH], batch, strict=True):
-                see(one.instance_uid, one.frame, pixels)
+            for one, picture in zip(slices[at : at + BATCH], pictures[at : at + BATCH], strict=True):
+                see(one.instance_uid, one.frame, picture)
     seconds = round(time.monotonic() - began, 3)
     log.info("study_embedded", series=len(chosen.choices), slices=len(slices), skipped=len(skipped), seconds=seconds)
     return StudyEmbedding(

@@ -199,7 +199,7 @@ class Images:
         try:
             if as_it_is:  # 8 bits, at its own size
                 return frame_values(at).astype(np.uint8)
-            return np.rint(self.prepared(at).pixels * 255).astype(np.uint8)
+            return np.rint(self.prepared(at).picture * 255).astype(np.uint8)
         except DicomnodeError:
             return None
 

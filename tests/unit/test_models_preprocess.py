@@ -396,3 +396,29 @@ class TestTheWayBack:
         back = mask_on_frame(upper, prepared.box, prepared.frame)
         assert back[:50].all()
         assert not back[50:].any()
+
+
+def abdomen(side: int = 256) -> np.ndarray:
+    """The ellipse without lungs: an organ in fat, and a bubble of gas."""
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    hu = np.full((side, side), -1000, dtype=np.int16)
+    hu[(x / 0.6) ** 2 + (y / 0.4) ** 2 < 1] = -100
+    hu[(x / 0.4) ** 2 + (y / 0.3) ** 2 < 1] = 60
+    hu[(x / 0.05) ** 2 + (y / 0.05) ** 2 < 1] = -980
+    return hu
+
+
+def test_people_see_a_slice_without_lung_in_a_window_of_soft_tissue(tmp_path: Path) -> None:
+    prepared = prepare_dicom(saved(tmp_path, image(abdomen())))
+    organ, fat = (SIDE // 2, SIDE // 2 + 30), (SIDE // 2, SIDE // 2 + 85)
+    assert prepared.pixels[organ] == pytest.approx((60 + 1350) / 1500, abs=0.01), "the networks see what they learnt"
+    assert prepared.picture[organ] == pytest.approx((60 + 160) / 400, abs=0.01)
+    assert prepared.picture[fat] == pytest.approx((-100 + 160) / 400, abs=0.01)
+    assert prepared.picture.shape == (SIDE, SIDE)
+    chest = prepare_dicom(saved(tmp_path, image(thorax())))
+    assert chest.soft is None
+    assert chest.picture is chest.pixels
+
+
+def test_other_images_are_shown_as_they_are_compared(tmp_path: Path) -> None:
+    assert prepare_dicom(sample("MR_small.dcm")).soft is None
