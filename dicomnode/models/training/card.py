@@ -13,7 +13,12 @@ from dicomnode.models.training.figures import table
 
 MODEL_ROW = "this pack"
 RAW_ROW = "control: raw 32x32 pixels"
-CURVE_COLUMNS = ("classify", "contrast", "accuracy", "segmentation")
+CURVE_COLUMNS = {  # by the name in the training's curves
+    "classify": "classification loss",
+    "contrast": "contrastive loss",
+    "accuracy": "accuracy",
+    "segmentation": "segmentation loss",
+}
 
 
 def render_card(name: str, status: str, about: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
@@ -111,8 +116,9 @@ def _figures(metrics: Mapping[str, Any]) -> str:
         " classes; 95 % intervals from a bootstrap over query patients. Expected P@k of a random order:"
         f" {metrics['chance']:.3f}.\n\n{table(metrics['rows'])}\n\n"
         "Read the masked row before the first one: the lungs (as this CE-Net segments them, widened by 4 px) were"
-        " replaced by the mean of the rest. What remains above chance there is not disease but how slices of the two"
-        " classes came into papers; the model is better only as far as it is better than that row.\n\n"
+        " replaced by the mean of the rest. What remains above chance there is mostly how slices of the two classes"
+        " came into papers; disease outside the lungs, or not outlined, may play a part. The index is what the model"
+        " learnt from, with its labels: a repository of other cases is harder.\n\n"
         "Across data sets: SARS-CoV-2 CT-scan, whose labels this model never saw. Index = blocks of neighbouring files,"
         f" queries = {metrics['sars_queries']} slices of held-out blocks; there are no patient ids, so near-twins at"
         f" block borders remain.\n\n{table(metrics['sars'])}\n\n{_transfer(metrics['sars'])}\n"
@@ -124,7 +130,10 @@ def _transfer(rows: Mapping[str, Any]) -> str:
     ours, raw = (rows[name]["precision"]["10"] for name in (MODEL_ROW, RAW_ROW))
     if ours["ci"][0] > raw["mean"]:
         return "Here too the pack is better than raw pixels."
-    return "Here the pack is not better than raw pixels: what it learnt on COVID-CT does not carry over by itself."
+    return (
+        "Here the pack is not shown to be better than raw pixels: what it learnt on COVID-CT does not carry over by"
+        " itself. The labels were never seen; the pictures helped to fit the compaction."
+    )
 
 
 def _segmentation(dice: Mapping[str, Mapping[int, float]]) -> str:
@@ -152,11 +161,11 @@ def _repeats(about: Mapping[str, Any]) -> str:
 
 def _curves(curves: list[Mapping[str, float]]) -> str:
     names = [n for n in CURVE_COLUMNS if any(n in c for c in curves)]
-    lines = ["| epoch | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = ["| epoch | " + " | ".join(CURVE_COLUMNS[n] for n in names) + " |", "|---" * (len(names) + 1) + "|"]
     for i, c in enumerate(curves, start=1):
         lines.append(f"| {i} | " + " | ".join(f"{c[n]:.3f}" if n in c else "-" for n in names) + " |")
     return (
-        "## Curves\n\nMeans over each epoch, under augmentation: losses (classify, contrast, segmentation) and training"
+        "## Curves\n\nMeans over each epoch, under augmentation: losses and training"
         " accuracy.\n\n" + "\n".join(lines) + "\n"
     )
 
