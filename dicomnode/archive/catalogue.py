@@ -133,6 +133,13 @@ class Catalogue:
             for uid, reason in choices.items():
                 db.execute(t.series.update().where(t.series.c.uid == uid).values(chosen=reason[:64]))
 
+    def was_chosen(self, study: PseudoUid) -> bool:
+        """Whether a series of the study was ever embedded: the study is, or was, a case."""
+        chosen = sa.select(t.series.c.id).select_from(t.series.join(t.studies))
+        chosen = chosen.where(t.studies.c.uid == study, t.series.c.chosen.is_not(None))
+        with self.engine.connect() as db:
+            return db.execute(chosen.limit(1)).first() is not None
+
     def set_findings(self, study: PseudoUid, findings: Iterable[Finding], status: FindingStatus) -> None:
         """Replace a study's findings and its status.
 

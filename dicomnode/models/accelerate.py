@@ -52,14 +52,15 @@ def accelerate(folder: Path) -> float:
         worst = _least_cosine(part, network)
         if not worst >= LEAST_COSINE:  # written so that NaN fails too
             raise PackError(f"ONNX Runtime gives other vectors than torch (cosine {worst:.5f})", place=str(folder))
+        said = read_manifest(folder)
+        names = [name for name in said.files if name != FAST]
+        write_manifest(folder, said.name, said.status, said.identity, names, said.about)  # whole at every moment
         part.replace(folder / FAST)
     except OSError as exc:
         raise PackError(f"the graph cannot be written ({type(exc).__name__})", place=str(folder)) from exc
     finally:
         part.unlink(missing_ok=True)
-    said = read_manifest(folder)
-    names = [*dict.fromkeys((*said.files, FAST))]
-    write_manifest(folder, said.name, said.status, said.identity, names, said.about)
+    write_manifest(folder, said.name, said.status, said.identity, [*names, FAST], said.about)
     Pack.load(folder)
     return worst
 

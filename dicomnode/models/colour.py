@@ -36,6 +36,9 @@ def own_colour(image: Image.Image) -> float:
     """Share of an open picture's pixels that have a colour of their own, 0..1; 0 for grey pictures."""
     if image.mode.startswith(GREY_MODES) and image.mode != "LAB":
         return 0.0
+    if image.has_transparency_data:  # what shows is what counts
+        opaque = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", opaque.size, (0, 0, 0, 255)), opaque)
     rgb = image.convert("RGB")
     rgb.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     pixels = np.asarray(rgb, dtype=np.float64).reshape(-1, 3) / 255

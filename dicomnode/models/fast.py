@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dicomnode.errors import PackError
 from dicomnode.models.networks import EmbeddingNet
+from dicomnode.models.onnxnet import NO_FILES
 
 SCALE = "compaction.scale"  # is in the rows already
 
@@ -43,15 +44,16 @@ class FastNet:
     def __init__(self, path: Path, network: EmbeddingNet) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry(*NO_FILES)
         options.log_severity_level = 4  # its lines would go beside the node's own log
         # As ``models.threads``: whoever waits lets others work.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        names, values = [], []
-        for name, tensor in weights_of(network):
-            names.append(name)
-            values.append(onnxruntime.OrtValue.ortvalue_from_numpy(tensor.detach().contiguous().numpy()))
-        options.add_external_initializers(names, values)
-        try:  # from memory: ONNX Runtime then knows no folder from which it would read other data
+        try:
+            names, values = [], []
+            for name, tensor in weights_of(network):
+                names.append(name)
+                values.append(onnxruntime.OrtValue.ortvalue_from_numpy(tensor.detach().contiguous().numpy()))
+            options.add_external_initializers(names, values)
             self._session: Any = onnxruntime.InferenceSession(
                 path.read_bytes(), options, providers=["CPUExecutionProvider"]
             )

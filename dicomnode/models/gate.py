@@ -108,6 +108,10 @@ class Gate:
             raise PackError(f"the input gate's file {what}", place=str(path), advice=advice) from None
         if said.get("format") != FORMAT or said.get("sha256") != digest(tensors):
             raise PackError("the input gate's file is damaged or of another version", place=str(path), advice=advice)
+        try:
+            picture, claimed = (float(v) for v in json.loads(said["thresholds"]))
+        except (KeyError, ValueError, TypeError):
+            raise PackError("the input gate's file names no thresholds", place=str(path), advice=advice) from None
         wide = {name: value.astype(np.float32) for name, value in tensors.items()}
         kernels = tuple(wide[f"conv{n}"] for n in range(LAYERS))
         return cls(
@@ -116,7 +120,8 @@ class Gate:
             tuple(int(k.shape[-1]) for k in kernels),
             wide["head"],
             wide["head_bias"],
-            *(float(v) for v in json.loads(said["thresholds"])),
+            picture,
+            claimed,
         )
 
     def probabilities(self, images: Floats) -> Floats:

@@ -49,6 +49,12 @@ SLICE_MODALITIES = frozenset({"CT", "MR", ""})
 A_MODALITY = re.compile(r"[A-Z]{2,9}")  # defined terms of PS3.3 C.7.3.1.1.1; anything else is not repeated
 SECONDARY_CAPTURE = re.compile(r"^1\.2\.840\.10008\.5\.1\.4\.1\.1\.7(\.|$)")
 SCREEN = re.compile(r"dose|patient protocol|screen ?save|protocol page|exam summary", re.IGNORECASE)
+# Of acquired and derived images: "low dose chest" is how a screening CT is called.
+DOSE_PAGE = re.compile(
+    r"dose[ _-]*(report|record|info|summary|sheet|page|result)|patient protocol|screen ?save|protocol page"
+    r"|exam summary",
+    re.IGNORECASE,
+)
 LOCALIZER = re.compile(r"localizer|localiser|scout|topogram|surview|scanogram|\bloc\b", re.IGNORECASE)
 REFORMAT_TYPES = frozenset(
     {"MPR", "MIP", "MINIP", "REFORMATTED", "PROJECTION IMAGE", "VRT", "SSD", "CSA MPR", "AVERAGE"}
@@ -170,11 +176,26 @@ def _refusal(ds: Dataset, gated: bool) -> tuple[str, str] | None:
     types = {str(v).upper() for v in (ds.get("ImageType") or ())}
     words = f"{ds.get('SeriesDescription') or ''} {' '.join(types)}"
     capture = SECONDARY_CAPTURE.match(str(ds.get("SOPClassUID") or "")) is not None
-    if "SCREEN SAVE" in types or (SCREEN.search(words) and (capture or "DERIVED" in types or "SECONDARY" in types)):
+    derived = "DERIVED" in types or "SECONDARY" in types
+    if "SCREEN SAVE" in types or (capture and SCREEN.search(words)) or (derived and DOSE_PAGE.search(words)):
         return "dose-screen", "a screen of dose or protocol data"
     if capture and modality in {"CT", "MR", "PT", ""}:
         return "secondary-capture", "a captured screen, not an acquired image"
     return None
+
+
+def refusal_of(path: Path) -> str:
+    """Why a DICOM file's headers say that it holds no CT or MR slice; "" where they do not.
+
+    Raises
+    ------
+    InputError, OSError
+        Its header cannot be read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = _refusal(dcmread(path, stop_before_pixels=True), gated=True)
+    return "" if found is None else found[1]
 
 
 def _planes(path: Path, ds: Dataset) -> list[Plane]:

@@ -169,8 +169,8 @@ def read_manifest(folder: Path) -> Manifest:
 _REINSTALL = "restore the pack's folder from where it was installed"
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every file of the pack with its hash.
+def verify_files(folder: Path, manifest: Manifest, *, without: Iterable[str] = ()) -> None:
+    """Compare every file of the pack with its hash, ``without`` those named.
 
     Raises
     ------
@@ -180,7 +180,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     for name in (manifest.weights, GOLDEN, CARD):
         if name not in manifest.files:
             raise PackError(f"names no hash for {name}", place=str(folder / MANIFEST), advice=_REINSTALL)
-    for name, expected in manifest.files.items():
+    for name, expected in ((n, h) for n, h in manifest.files.items() if n not in set(without)):
         path = folder / name
         if not path.is_file():
             raise PackError("is missing from the model pack", place=str(path), advice=_REINSTALL)

@@ -1,11 +1,12 @@
 """An ONNX file as the network of a pack, through ONNX Runtime; imported only where such a pack is loaded.
 
-The file is read from memory: ONNX Runtime then knows no folder from which it would read external data, and no library
+The file is read from memory, ONNX Runtime is told a place without files as the folder of external data, and no library
 of custom operators is registered, so an ONNX file can name data and operators of ONNX only.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dicomnode.errors import PackError
+
+# Without it a file could name any other by a path from the working folder (read since ONNX Runtime 1.22).
+NO_FILES = ("session.model_external_initializers_file_folder_path", os.devnull)
 
 
 class OnnxNet(nn.Module):
@@ -29,6 +33,7 @@ class OnnxNet(nn.Module):
         super().__init__()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry(*NO_FILES)
         options.log_severity_level = 4  # its lines would go beside the node's own log
         providers = ["CPUExecutionProvider"]
         if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,6 +41,8 @@ from dicomnode.models.networks import CENet, CENetConfig, EmbeddingNet, Xception
 from dicomnode.models.preprocess import SIDE, SPEC
 from dicomnode.models.segmentation import load_segmentation, of_network, write_segmentation
 from dicomnode.models.tensors import full_tensors, half_tensors, read_tensors, save_tensors
+
+log = structlog.get_logger(__name__)
 
 GOLDEN_COS = 0.999  # under this a vector is not the model's
 GOLDEN_COUNT = 4
@@ -129,14 +132,13 @@ class Pack:
                 place=str(folder / MANIFEST),
                 advice="install the pack of this version, or the version of this pack",
             )
-        verify_files(folder, manifest)
+        verify_files(folder, manifest, without=() if fast else (FAST,))
         network = load_network(folder, manifest.identity, manifest.kind, device)
         golden = read_tensors(folder / GOLDEN)
         _check_golden(network, golden, folder, device)
         runtime = None
         if fast and FAST in manifest.files and device == "cpu" and isinstance(network, EmbeddingNet):
-            runtime = FastNet(folder / FAST, network)
-            _check_golden(runtime, golden, folder, device)
+            runtime = _runtime(folder, network, golden, device)
         cenet = None
         if manifest.segmentation is not None and isinstance(network, EmbeddingNet):
             config = CENetConfig(**manifest.identity["architecture"]["cenet"])
@@ -145,6 +147,17 @@ class Pack:
             else:
                 cenet = load_segmentation(folder, config, network.encoder, synthetic_images(), device)
         return cls(folder, manifest, network, cenet, runtime)
+
+
+def _runtime(folder: Path, network: EmbeddingNet, golden: dict[str, Tensor], device: str) -> FastNet | None:
+    """The network through ONNX Runtime; None, with a warning, where it cannot be used: torch gives the same vectors."""
+    try:
+        fast = FastNet(folder / FAST, network)
+        _check_golden(fast, golden, folder, device)
+    except PackError as exc:
+        log.warning("graph_not_used", line=exc.line)
+        return None
+    return fast
 
 
 class UnitNet(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -145,6 +145,7 @@ def embed_study(
             no_search, why_not = NoSearch.NO_SLICE, refused.why
             log.info("study_refused", kind=refused.kind.value, slices=refused.of)
             slices, prepared_slices = [], []
+            chosen = replace(chosen, choices=())
     vectors: list[Floats] = []
     for at in range(0, len(slices), BATCH):
         batch = prepared_slices[at : at + BATCH]

@@ -19,12 +19,22 @@ import numpy as np
 
 from dicomnode.archive.records import read_record
 from dicomnode.deid.pool import DeidTask
-from dicomnode.domain import Answer, OriginalUid, Pseudonym, PseudoUid, SliceRef, Verdict, VerdictKind
+from dicomnode.domain import (
+    Answer,
+    ImageKind,
+    OriginalUid,
+    Pseudonym,
+    PseudoUid,
+    SliceRef,
+    Verdict,
+    VerdictKind,
+    refusal,
+)
 from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull, UploadRefused
 from dicomnode.index.cases import QueryStudy
 from dicomnode.models.gate import decide
 from dicomnode.models.pictures import clean_picture, is_picture
-from dicomnode.models.preprocess import prepare_picture
+from dicomnode.models.preprocess import UnusableImage, prepare_picture
 from dicomnode.workflow.context import Context
 from dicomnode.workflow.identity import study_identity
 from dicomnode.workflow.ingest import Added, find_files, group_by_study
@@ -190,11 +200,16 @@ def deidentify(ctx: Context, inputs: Inputs, folder: Path, tell: Tell = _quiet) 
 def embed(ctx: Context, inputs: Inputs, cleaned: Cleaned) -> Question:
     """De-identified files to vectors."""
     if inputs.is_picture:
-        pixels = prepare_picture(cleaned.files[0]).pixels
         said: dict[str, object] = {"kind": "image", "modality": "", "slices": 1, "series": []}
+        nothing = QueryStudy(slices=(), vectors=np.empty((0, 0), np.float32), model_id=ctx.embedder.model_id)
+        try:
+            pixels = prepare_picture(cleaned.files[0]).pixels
+        except UnusableImage as exc:
+            if exc.reason != "constant":
+                raise
+            return Question(nothing, (), (), said | {"slices": 0}, refusal(ImageKind.BLANK, several=False))
         refused = decide(ctx.embedder.judge(pixels[None], colours=[cleaned.colour]))
         if refused is not None:
-            nothing = QueryStudy(slices=(), vectors=np.empty((0, 0), np.float32), model_id=ctx.embedder.model_id)
             return Question(nothing, (), (), said | {"slices": 0}, refused.why)
         one = (SliceRef(PICTURE, PseudoUid(""), PseudoUid(""), Pseudonym("")),)
         query = QueryStudy(slices=one, vectors=ctx.embedder.embed_images(pixels[None]), model_id=ctx.embedder.model_id)

@@ -110,7 +110,7 @@ def _mean(ctx: Context, study: PseudoUid, source: str) -> Floats | None:
         if source == LABELS and paths:
             vectors = ctx.embedder.embed_images(np.stack([capture_pixels(p) for p in paths]))
         elif paths:
-            vectors = ctx.embedder.embed_study(paths, gated=False).vectors
+            vectors = ctx.embedder.embed_study(paths, gated=not ctx.catalogue.was_chosen(study)).vectors
     if not len(vectors):
         return None
     mean = vectors.mean(axis=0)

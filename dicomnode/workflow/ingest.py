@@ -225,7 +225,10 @@ def _add_study(ctx: Context, study_uid: str, files: Sequence[_File], added: Adde
             return
         if known:  # what the repository holds stays, and is read together with what is new
             archive_records(ctx, records, source="index-add")
-            embed_paths(ctx, [ctx.objects.path(k.path) for k in ctx.catalogue.known_instances(study)], folder, study)
+            paths = [ctx.objects.path(k.path) for k in ctx.catalogue.known_instances(study)]
+            found = embed_paths(ctx, paths, folder, study, gated=not ctx.catalogue.was_chosen(study))
+            if found.not_searchable in NO_CASE:
+                added.notes.append(f"{files[0].path} first, {len(files)} files: kept, but no case: {found.why_not}")
         else:
             found = embed_paths(ctx, [path for path, _ in records], folder, study)
             if found.not_searchable in NO_CASE:

@@ -32,9 +32,10 @@ from dicomnode.domain import (
     PseudoUid,
     SliceRef,
 )
-from dicomnode.errors import DicomnodeError, InputError
+from dicomnode.errors import DicomnodeError, InputError, PackError
 from dicomnode.models.colour import colour_of
 from dicomnode.models.gate import decide
+from dicomnode.models.headers import refusal_of
 from dicomnode.models.preprocess import is_dicom, picture_pixels, prepare_dicom, prepare_picture
 from dicomnode.workflow.captures import LABELS
 from dicomnode.workflow.context import Context, Progress
@@ -112,14 +113,19 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
     pictures: list[tuple[int, LabelRow, Grey]] = []
     for number, row in enumerate(rows, start=1):  # by its row: the others may become readable later
         try:
-            picture = read_picture(row.path)
-            pixels, claimed = picture_pixels(Image.fromarray(picture))[None], is_dicom(row.path)
+            picture, claimed = read_picture(row.path), is_dicom(row.path)
+            if claimed and (why := refusal_of(row.path)):
+                added.skip(f"not searchable: {why}")
+                continue
+            pixels = picture_pixels(Image.fromarray(picture))[None]
             colour = 0.0 if claimed else colour_of(row.path)
             refused = decide(ctx.embedder.judge(pixels, claimed=claimed, colours=[colour]))
             if refused is None:
                 pictures.append((number, row, picture))
             else:
                 added.skip(f"not searchable: {refused.why.rstrip('.')}")
+        except PackError:  # the gate itself is damaged: no fault of the images
+            raise
         except InputError as exc:
             added.skip(exc.line)
         except DicomnodeError as exc:

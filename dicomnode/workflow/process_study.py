@@ -189,6 +189,9 @@ def index(ctx: Context, job_id: int) -> None:
     if records:
         ctx = _embedded_by(ctx, job_id)
         index_folder(ctx, ctx.folders.job(job_id), records[0][1].study_uid, records[0][1].patient)
+        why = _embedding(ctx.folders.job(job_id))[2]["not_searchable"]
+        if why and not ctx.spool.job(job_id).role.answers:  # whom an answer tells nothing, a person must be told
+            raise QuarantineError("not-searchable", f"nothing of it can be a case: {why}")
 
 
 def index_folder(ctx: Context, folder: Path, study: PseudoUid, patient: Pseudonym) -> int:

@@ -49,7 +49,7 @@ def _embed_again(ctx: Context, study: PseudoUid, patient: Pseudonym, source: str
         return False
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        embed_paths(ctx, paths, folder, study, gated=False)
+        embed_paths(ctx, paths, folder, study, gated=not ctx.catalogue.was_chosen(study))
         return index_folder(ctx, folder, study, patient) > 0
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -34,6 +34,8 @@ INSIDE = (
     "dicomnode/_config/packs/cenet-xception/weights.safetensors",
     "dicomnode/_config/packs/cenet-xception/golden.safetensors",
     "dicomnode/_config/packs/cenet-xception/card.md",
+    "dicomnode/_config/packs/cenet-xception/fast.onnx",
+    "dicomnode/models/gate.safetensors",
     "dicomnode/archive/migrations/env.py",
     "dicomnode/archive/migrations/versions/0001_first_tables.py",
     "dicomnode/web/templates/answer.html",

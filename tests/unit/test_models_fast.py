@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from dicomnode.errors import PackError
 from dicomnode.models import accelerate as accelerating
 from dicomnode.models.accelerate import accelerate
 from dicomnode.models.embedder import Embedder
+from dicomnode.models.fast import FastNet
 from dicomnode.models.manifest import FAST, MANIFEST, PACK_FOLDERS, WEIGHTS, find_pack, read_manifest, sha256_of
 from dicomnode.models.networks import CENetConfig, EmbeddingNet, XceptionConfig
 from dicomnode.models.pack import Pack, synthetic_images, write_manifest, write_pack
@@ -127,12 +130,55 @@ def test_a_graph_that_was_changed_or_is_gone_stops_the_load(pack: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 40, b"no graph at all"])
-def test_what_is_no_graph_is_told_in_one_line(pack: Path, content: bytes) -> None:
+def test_where_the_graph_is_of_no_use_torch_computes_and_a_warning_says_so(pack: Path, content: bytes) -> None:
     with_graph(pack, content)
-    with pytest.raises(PackError, match="ONNX Runtime cannot use the graph") as caught:
+    with capture_logs() as said:
+        loaded = Pack.load(pack)
+    (warning,) = [entry for entry in said if entry["event"] == "graph_not_used"]
+    assert warning["log_level"] == "warning"
+    assert warning["line"].startswith("ONNX Runtime cannot use the graph")
+    assert loaded.vectors is loaded.network
+
+
+def test_a_graph_that_gives_other_vectors_is_not_used(pack: Path, tmp_path: Path) -> None:
+    model = onnx.load(pack / FAST, load_external_data=False)
+    normed = next(node for node in model.graph.node if node.output[0] == model.graph.output[0].name)
+    spoilt = onnx.helper.make_node("Sin", [normed.output[0] + "-before"], [model.graph.output[0].name])
+    normed.output[0] += "-before"
+    model.graph.node.append(spoilt)
+    with_graph(pack, model.SerializeToString())
+    with capture_logs() as said:
+        assert Pack.load(pack).fast is None
+    assert [entry["line"][:55] for entry in said] == ["the network does not reproduce its golden vectors (cosi"]
+
+
+def test_a_graph_reads_no_file(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = onnx.load(pack / FAST, load_external_data=False)
+    (tmp_path / "elsewhere.bin").write_bytes(np.ones(4, np.float32).tobytes())
+    monkeypatch.chdir(tmp_path)
+    secret = onnx.TensorProto(name="secret", data_type=onnx.TensorProto.FLOAT, dims=[4])
+    secret.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "elsewhere.bin"), ("offset", "0"), ("length", "16")):
+        secret.external_data.add(key=key, value=value)
+    where = onnx.helper.make_tensor("where", onnx.TensorProto.INT64, [1], [0])
+    model.graph.initializer.extend([secret, where])
+    model.graph.node.append(onnx.helper.make_node("Gather", ["secret", "where"], ["told"]))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("told", onnx.TensorProto.FLOAT, [1]))
+    (tmp_path / FAST).write_bytes(model.SerializeToString())
+    with pytest.raises(PackError, match="cannot use the graph"):
+        FastNet(tmp_path / FAST, Pack.load(pack, fast=False).embedding_net)
+
+
+@pytest.mark.parametrize("state", ["stopped between graph and manifest", "gone"])
+def test_a_damaged_graph_can_be_made_again(made: tuple[Path, Path], pack: Path, monkeypatch, state: str) -> None:
+    (pack / FAST).write_bytes(b"half")
+    if state == "gone":
+        (pack / FAST).unlink()
+    with pytest.raises(PackError):
         Pack.load(pack)
-    assert "\n" not in str(caught.value)
-    assert "models accelerate" in str(caught.value)
+    monkeypatch.setattr(accelerating, "graph_of", lambda _: (made[1] / FAST).read_bytes())  # seconds otherwise
+    accelerate(pack)
+    assert Pack.load(pack).fast is not None
 
 
 def test_without_the_exporters_it_says_what_to_install(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,6 +237,13 @@ class TestTheFile:
         assert "\n" not in str(caught.value)
         assert "install dicomnode again" in str(caught.value)
 
+    @pytest.mark.parametrize("said", [{}, {"thresholds": "[]"}, {"thresholds": "x"}, {"thresholds": "[1, null]"}])
+    def test_without_thresholds(self, tmp_path: Path, said: dict[str, str]) -> None:
+        tensors = load_file(FILE)
+        save_file(tensors, tmp_path / "g", {"format": "dicomnode-gate-1", "sha256": digest(tensors), **said})
+        with pytest.raises(PackError, match="thresholds"):
+            Gate.load(tmp_path / "g")
+
     def test_of_another_format(self, tmp_path: Path) -> None:
         tensors = load_file(FILE)
         said = {"format": "dicomnode-gate-0", "thresholds": "[0.5, 0.5]", "sha256": digest(tensors)}
@@ -263,6 +270,12 @@ class TestColour:
         ImageDraw.Draw(image).rectangle((10, 10, 60, 60), fill=(255, 0, 0))  # 5 % of it
         assert 0.03 < own_colour(image) < 0.08
         assert passes_as_picture(image)
+
+    def test_colours_that_nobody_sees_do_not_count(self) -> None:
+        image = self.grey().convert("RGBA")
+        pixels = np.asarray(image).copy()
+        pixels[:, :100] = (255, 0, 255, 0)
+        assert own_colour(Image.fromarray(pixels)) == 0.0
 
     def test_a_picture_in_colour_is_refused_as_such(self) -> None:
         y, x = np.mgrid[0:1:224j, 0:1:224j]

@@ -239,6 +239,21 @@ def test_a_study_of_dose_screens_is_of_an_unsupported_kind(series: Callable[...,
     assert choose(tmp_path.iterdir()).not_searchable is NoSearch.UNSUPPORTED_KIND
 
 
+@pytest.mark.parametrize("types", [["DERIVED", "PRIMARY", "AXIAL"], ["DERIVED", "SECONDARY", "REFORMATTED"]])
+@pytest.mark.parametrize("description", ["LUNG LOW DOSE", "Low-dose chest 1.0", "ULDCT dose modulated"])
+def test_a_screening_ct_of_low_dose_is_no_dose_screen(
+    series: Callable[..., str], tmp_path: Path, description: str, types: list[str]
+) -> None:
+    series(20, SeriesDescription=description, ImageType=types)
+    assert len(choose(tmp_path.iterdir()).choices) == 1
+
+
+@pytest.mark.parametrize("description", ["Dose Report", "DOSE RECORD", "Patient Protocol", "Exam Summary", "dose_info"])
+def test_a_page_of_dose_data_in_ct_storage_is_one(series: Callable[..., str], tmp_path: Path, description: str) -> None:
+    series(1, SeriesDescription=description, ImageType=["DERIVED", "SECONDARY", "OTHER"])
+    assert choose(tmp_path.iterdir()).not_searchable is NoSearch.UNSUPPORTED_KIND
+
+
 def test_files_that_are_no_dicom_are_unreadable_not_fatal(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(b"nothing")
     (tmp_path / "b.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x02\x00\x10")

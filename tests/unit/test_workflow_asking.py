@@ -64,6 +64,14 @@ def test_a_picture_of_a_page_cannot_be_searched_and_says_why(node, tmp_path):
     assert (answer.cases, answer.searched, answer.query["slices"]) == ((), 0, 0)
 
 
+@pytest.mark.parametrize("image", [Image.new("L", (60, 60)), Image.new("RGBA", (60, 60), (255, 0, 0, 0))])
+def test_a_blank_picture_cannot_be_searched_and_says_why(node, tmp_path, image):
+    image.save(tmp_path / "a.png")
+    answer = ask(node.context, tmp_path / "a.png", 2)
+    assert answer.verdict.kind is VerdictKind.NOT_SEARCHABLE
+    assert answer.verdict.reason == "The image is no CT or MR slice: it looks like an empty image."
+
+
 def test_pages_in_dicom_that_claim_to_be_ct_cannot_be_searched(node, tmp_path):
     write_study(pages_in_ct(), tmp_path)
     answer = ask(node.context, tmp_path, 2)

@@ -177,6 +177,16 @@ class TestAdding:
         }
         assert node.index.status()["patients"] == 1
 
+    def test_dicom_of_another_modality_is_left_out_by_its_header(self, node, tmp_path):
+        picture(tmp_path / "good.png")
+        (image,) = sample_study(1, matrix=64)
+        image.Modality = "NM"
+        write_study([image], tmp_path / "nm")
+        (file,) = (tmp_path / "nm").rglob("*.dcm")
+        added = add_labels(node.context, labels(tmp_path, "good.png,COVID,p1", f"{file},COVID,p2"))
+        assert (added.studies, added.vectors) == (1, 1)
+        assert added.skipped == {"not searchable: NM objects hold no CT or MR slices": 1}
+
     def test_how_each_label_was_recorded_is_counted(self, node, tmp_path):
         for n in range(4):
             picture(tmp_path / f"{n}.png", n)

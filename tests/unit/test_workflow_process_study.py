@@ -18,7 +18,8 @@ from dicomnode.node import Node
 from dicomnode.scp.schema import JobState
 from dicomnode.testing import Pacs, free_port, sample_repository, sample_study
 from dicomnode.workflow.ingest import add_paths
-from dicomnode.workflow.process_study import LOOP_ROUNDS, STEPS, deidentify, report
+from dicomnode.workflow.process_study import LOOP_ROUNDS, STEPS, deidentify, index, report
+from dicomnode.workflow.reindex import reindex
 
 STEP_NAMES = [name for name, _ in STEPS]
 CASES = 3
@@ -248,6 +249,20 @@ class TestQuarantine:
         assert node.index.status()["vectors"] == before
         with pytest.raises(QuarantineError, match="no CT or MR slices"):
             report(node.context, job)
+
+    def test_a_refused_study_does_not_become_a_case_when_the_index_is_rebuilt(self, node, patients):
+        job = job_of(node, pages_in_ct(patient_id=next(patients)))
+        process(node, job, STEP_NAMES[:-1])
+        study = answer_of(node, job).study_uid
+        reindex(node.context)
+        assert not node.context.vectors.has_study(study)
+
+    def test_without_an_answer_a_refused_study_is_held_when_it_is_indexed(self, node, patients):
+        job = job_of(node, pages_in_ct(patient_id=next(patients)), role=Role.INDEX)
+        process(node, job, STEP_NAMES[: STEP_NAMES.index("index")])
+        with pytest.raises(QuarantineError, match="no CT or MR slices") as caught:
+            index(node.context, job)
+        assert caught.value.reason == "not-searchable"
 
     def test_a_study_in_which_nothing_can_be_searched_is_held_at_the_report(self, node, patients):
         images = study(next(patients), RescaleSlope=None, RescaleIntercept=None)
