@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import logging
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import structlog
 from numpy.typing import NDArray
 from sqlalchemy import insert
@@ -86,6 +89,29 @@ def recall(index: VectorIndex, exactly: VectorIndex, source: Source) -> float:
     return float(np.mean(shares))
 
 
+def memory_kb(folder: Path, dim: int) -> float:
+    """Memory (PSS) of a process that searches a snapshot and of its child, kB a slice; what they share counts once."""
+    before = sum(p.memory_full_info().pss for p in _family())
+    engine = open_engine(folder / "catalogue.sqlite")
+    index = VectorIndex(folder / "index", engine, ModelId("bench"), dim, backend="mrpt")
+    index.searcher.search(np.eye(SLICES, dim, dtype=np.float32), 50)
+    after = sum(p.memory_full_info().pss for p in _family())
+    n = index.store.count()
+    index.close()
+    return (after - before) / 1024 / n
+
+
+def _family() -> list[psutil.Process]:
+    here = psutil.Process()
+    return [here, *here.children(recursive=True)]
+
+
+def memory_of(folder: Path, dim: int) -> float:
+    """``memory_kb`` of a new process."""
+    command = [sys.executable, __file__, "--memory", str(folder), "--dim", str(dim)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def measure(n: int, dim: int) -> Iterator[str]:
     """Two lines of the table: exact, and MRPT."""
     with tempfile.TemporaryDirectory() as name:
@@ -108,7 +134,7 @@ def measure(n: int, dim: int) -> Iterator[str]:
         add_ms = best_ms(lambda: index.add(*source.study()))
         for label, used in (("exact", exactly), ("mrpt", index)):
             if label == "mrpt" and built.snapshot is None:
-                yield f"| {n} | mrpt | no snapshot: {built.line} | | | | | | |"
+                yield f"| {n} | mrpt | no snapshot: {built.line} | | | | | | | |"
                 continue
             refs, rows = source.study()
             used.searcher.search(rows, 50)
@@ -124,10 +150,12 @@ def measure(n: int, dim: int) -> Iterator[str]:
             started = time.perf_counter()
             References(used.searcher).reference(used.searcher.refresh(), SLICES)
             reference_s = time.perf_counter() - started
+            memory = f"{memory_of(folder, dim):.2f}" if label == "mrpt" else "-"
             proved = f"{built.snapshot.recall_lower:.3f}" if label == "mrpt" and built.snapshot else "-"
             yield (
                 f"| {n} | {label} | {one:.1f} | {study:.1f} | {retrieve:.0f} | {share:.3f} ({proved}) | {add_ms:.0f} "
-                f"| {start_ms:.0f} | {build_s if label == 'mrpt' else 0:.1f} | {reference_s:.1f} ({first_s:.1f}) |"
+                f"| {start_ms:.0f} | {build_s if label == 'mrpt' else 0:.1f} | {reference_s:.1f} ({first_s:.1f}) "
+                f"| {memory} |"
             )
         index.close()
 
@@ -137,15 +165,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", default="1000,20000,100000")
     parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.memory:
+        print(memory_kb(options.memory, options.dim))
+        return
     print(
         f"{options.dim} dimensions, {SLICES} slices a study, {platform.machine()}, Python {platform.python_version()}\n"
     )
     print(
         "| vectors | search | 1 slice, ms | 32 slices, ms | cases of a study, ms | recall@50 (proved) "
-        "| add a study, ms | start, ms | build, s | reference, s (first answer, s) |"
+        "| add a study, ms | start, ms | build, s | reference, s (first answer, s) | memory, kB a slice |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
     for size in options.sizes.split(","):
         for line in measure(int(size), options.dim):
             print(line, flush=True)
