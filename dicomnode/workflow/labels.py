@@ -110,27 +110,11 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
     if ctx.vectors.has_study(study) and len(known) >= len(rows):
         added.already += 1
         return
-    pictures: list[tuple[int, LabelRow, Grey]] = []
-    for number, row in enumerate(rows, start=1):  # by its row: the others may become readable later
-        try:
-            picture, claimed = read_picture(row.path), is_dicom(row.path)
-            if claimed and (why := refusal_of(row.path)):
-                added.skip(f"not searchable: {why}")
-                continue
-            pixels = picture_pixels(Image.fromarray(picture))[None]
-            colour = 0.0 if claimed else colour_of(row.path)
-            refused = decide(ctx.embedder.judge(pixels, claimed=claimed, colours=[colour]))
-            if refused is None:
-                pictures.append((number, row, picture))
-            else:
-                added.skip(f"not searchable: {refused.why.rstrip('.')}")
-        except PackError:  # the gate itself is damaged: no fault of the images
-            raise
-        except InputError as exc:
-            added.skip(exc.line)
-        except DicomnodeError as exc:
-            added.skip(exc.code)
+    pictures = _passing(ctx, rows, added)
     if not pictures:
+        return
+    if ctx.vectors.has_study(study) and len(known) >= len(pictures):  # the others were left out before, too
+        added.already += 1
         return
     pseudonym = ctx.vault.subject_for(issuer, key, create=True).pseudonym
     series = ctx.vault.uid(OriginalUid(f"{issuer}/{key}/series"))
@@ -166,6 +150,31 @@ def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], add
     added.studies += 1
     added.instances += len({ref.instance for ref in refs} - known)
     added.findings += len(findings)
+
+
+def _passing(ctx: Context, rows: Sequence[LabelRow], added: Added) -> list[tuple[int, LabelRow, Grey]]:
+    """The images of a case that can be read and show a slice, each with its place among the rows."""
+    pictures: list[tuple[int, LabelRow, Grey]] = []
+    for number, row in enumerate(rows, start=1):  # by its row: the others may become readable later
+        try:
+            picture, claimed = read_picture(row.path), is_dicom(row.path)
+            if claimed and (why := refusal_of(row.path)):
+                added.skip(f"not searchable: {why}")
+                continue
+            pixels = picture_pixels(Image.fromarray(picture))[None]
+            colour = 0.0 if claimed else colour_of(row.path)
+            refused = decide(ctx.embedder.judge(pixels, claimed=claimed, colours=[colour]))
+            if refused is None:
+                pictures.append((number, row, picture))
+            else:
+                added.skip(f"not searchable: {refused.why.rstrip('.')}")
+        except PackError:  # the gate itself is damaged: no fault of the images
+            raise
+        except InputError as exc:
+            added.skip(exc.line)
+        except DicomnodeError as exc:
+            added.skip(exc.code)
+    return pictures
 
 
 def read_picture(path: Path) -> Grey:

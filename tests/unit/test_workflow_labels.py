@@ -176,6 +176,8 @@ class TestAdding:
             "not searchable: The image is no CT or MR slice: it looks like a page, chart or screen": 2
         }
         assert node.index.status()["patients"] == 1
+        again = add_labels(node.context, path)
+        assert (again.studies, again.already, again.vectors) == (0, 1, 0)
 
     def test_dicom_of_another_modality_is_left_out_by_its_header(self, node, tmp_path):
         picture(tmp_path / "good.png")
