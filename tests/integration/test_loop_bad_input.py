@@ -12,7 +12,7 @@ from loop import HOST, cases, held, opened, reports, send_raw, settled, wait_for
 from pydicom import dcmread, dcmwrite
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, NuclearMedicineImageStorage, SecondaryCaptureImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage, generate_uid
 
 from dicomnode.archive.quarantine import Item
 from dicomnode.errors import PeerRefused
@@ -256,7 +256,8 @@ def test_a_12_bit_jpeg_extended_study_is_held_as_no_decoder_is_known(node: Runni
     before = known(node)
     path = Path(str(get_testdata_file("JPEG-lossy.dcm")))
     ds = dcmread(path)
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = NuclearMedicineImageStorage  # the file says screenshot
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CTImageStorage  # the file says screenshot
+    ds.Modality = "CT"
     assert ds.file_meta.TransferSyntaxUID.name.startswith("JPEG Extended")
     send(node, [ds])
     item = newest(node, "not-searchable", before)
