@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
 import logging
 import os
 import statistics
@@ -30,6 +29,7 @@ from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from dicomnode.index.exact import top_k
+from dicomnode.models.accelerate import missing_parts
 from dicomnode.models.embedder import BATCH_CPU, Embedder
 from dicomnode.models.fast import FastNet
 from dicomnode.models.manifest import FAST, find_pack
@@ -43,7 +43,6 @@ TIMED = 32  # slices a round
 CALIBRATION = 64  # training images that set the ranges of int8
 GENERATED = 64  # slices where COVID-CT is absent; a fifth of them are queries
 K = 10
-ONNX_PARTS = ("onnxruntime", "onnx", "onnxscript")
 
 Floats = NDArray[np.float32]
 Embed = Callable[[Floats], Floats]  # float32 [n, 224, 224] to unit vectors [n, dim], n up to 16, in one go
@@ -158,7 +157,7 @@ def variants(embedder: Embedder, images: Images, work: Path) -> Iterator[tuple[s
         yield "ONNX Runtime, fp32", f"the pack has no {FAST}"
     else:  # a session takes as many threads as torch has now
         yield "ONNX Runtime, fp32: as the node runs it", lambda _: by_torch(FastNet(graph, network))
-    missing = [name for name in ONNX_PARTS if importlib.util.find_spec(name) is None]
+    missing = missing_parts()
     if missing:
         yield "ONNX Runtime, int8", f"needs {', '.join(missing)}"
         return

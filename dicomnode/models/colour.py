@@ -32,14 +32,19 @@ def colour_of(path: Path) -> float:
         return own_colour(image)
 
 
+def on_black(image: Image.Image) -> Image.Image:
+    """A picture as it shows on black; one without transparency as it is."""
+    if not image.has_transparency_data:
+        return image
+    opaque = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", opaque.size, (0, 0, 0, 255)), opaque)
+
+
 def own_colour(image: Image.Image) -> float:
     """Share of an open picture's pixels that have a colour of their own, 0..1; 0 for grey pictures."""
     if image.mode.startswith(GREY_MODES) and image.mode != "LAB":
         return 0.0
-    if image.has_transparency_data:  # what shows is what counts
-        opaque = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", opaque.size, (0, 0, 0, 255)), opaque)
-    rgb = image.convert("RGB")
+    rgb = on_black(image).convert("RGB")  # what shows is what counts
     rgb.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     pixels = np.asarray(rgb, dtype=np.float64).reshape(-1, 3) / 255
     if np.ptp(pixels, axis=1).max() < OWN:

@@ -11,15 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime
 import torch
 from torch import Tensor
 
 from dicomnode.errors import PackError
 from dicomnode.models.networks import EmbeddingNet
-from dicomnode.models.onnxnet import NO_FILES
+from dicomnode.models.onnxnet import compute, session_options
 
 SCALE = "compaction.scale"  # is in the rows already
 
@@ -42,10 +40,7 @@ class FastNet:
     """
 
     def __init__(self, path: Path, network: EmbeddingNet) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry(*NO_FILES)
-        options.log_severity_level = 4  # its lines would go beside the node's own log
+        options = session_options()
         # As ``models.threads``: whoever waits lets others work.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
@@ -61,7 +56,6 @@ class FastNet:
             raise PackError(
                 f"ONNX Runtime cannot use the graph ({type(exc).__name__})", place=str(path), advice=ADVICE
             ) from exc
-        self._input = self._session.get_inputs()[0].name
         self._path = path
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -72,14 +66,7 @@ class FastNet:
         PackError
             ONNX Runtime cannot compute.
         """
-        values: npt.NDArray[np.float32] = images.detach().cpu().contiguous().numpy()
-        try:
-            (out,) = self._session.run(None, {self._input: values})
-        except Exception as exc:  # as above
-            raise PackError(
-                f"ONNX Runtime cannot compute ({type(exc).__name__})", place=str(self._path), advice=ADVICE
-            ) from exc
-        return torch.from_numpy(np.asarray(out, dtype=np.float32))
+        return compute(self._session, images, self._path, ADVICE)
 
 
 ADVICE = "make it again: dicomnode models accelerate PACK"

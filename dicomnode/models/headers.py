@@ -48,13 +48,10 @@ NO_IMAGE_MODALITIES = frozenset(
 SLICE_MODALITIES = frozenset({"CT", "MR", ""})
 A_MODALITY = re.compile(r"[A-Z]{2,9}")  # defined terms of PS3.3 C.7.3.1.1.1; anything else is not repeated
 SECONDARY_CAPTURE = re.compile(r"^1\.2\.840\.10008\.5\.1\.4\.1\.1\.7(\.|$)")
-SCREEN = re.compile(r"dose|patient protocol|screen ?save|protocol page|exam summary", re.IGNORECASE)
+_PAGES = "patient protocol|screen ?save|protocol page|exam summary"
+SCREEN = re.compile(f"dose|{_PAGES}", re.IGNORECASE)
 # Of acquired and derived images: "low dose chest" is how a screening CT is called.
-DOSE_PAGE = re.compile(
-    r"dose[ _-]*(report|record|info|summary|sheet|page|result)|patient protocol|screen ?save|protocol page"
-    r"|exam summary",
-    re.IGNORECASE,
-)
+DOSE_PAGE = re.compile(f"dose[ _-]*(report|record|info|summary|sheet|page|result)|{_PAGES}", re.IGNORECASE)
 LOCALIZER = re.compile(r"localizer|localiser|scout|topogram|surview|scanogram|\bloc\b", re.IGNORECASE)
 REFORMAT_TYPES = frozenset(
     {"MPR", "MIP", "MINIP", "REFORMATTED", "PROJECTION IMAGE", "VRT", "SSD", "CSA MPR", "AVERAGE"}
@@ -148,19 +145,6 @@ def read_planes(paths: Iterable[Path], *, gated: bool = True) -> Read:
         except (*READ_ERRORS, InputError):
             leave("", "unreadable", "a file's header cannot be read to its end")
     return Read(tuple(planes), tuple((uid, reason, why, n) for (uid, reason, why), n in passed.items()))
-
-
-_READ_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    struct.error,
-    BytesLengthException,
-    NotImplementedError,
-)
 
 
 def _refusal(ds: Dataset, gated: bool) -> tuple[str, str] | None:

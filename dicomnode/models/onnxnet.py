@@ -20,6 +20,31 @@ from dicomnode.errors import PackError
 NO_FILES = ("session.model_external_initializers_file_folder_path", os.devnull)
 
 
+def session_options() -> onnxruntime.SessionOptions:
+    """As many threads as torch has, no files, and no lines beside the node's own log."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry(*NO_FILES)
+    options.log_severity_level = 4
+    return options
+
+
+def compute(session: onnxruntime.InferenceSession, images: Tensor, path: Path, advice: str = "") -> Tensor:
+    """The one output of a session for its one input, float32.
+
+    Raises
+    ------
+    PackError
+        ONNX Runtime cannot compute; ``place`` is the file.
+    """
+    values = images.detach().cpu().contiguous().numpy()
+    try:
+        (out,) = session.run(None, {session.get_inputs()[0].name: values})
+    except Exception as exc:  # its classes are of its binary module and derive from Exception alone
+        raise PackError(f"ONNX Runtime cannot compute ({type(exc).__name__})", place=str(path), advice=advice) from exc
+    return torch.from_numpy(np.asarray(out, dtype=np.float32))
+
+
 class OnnxNet(nn.Module):
     """One input float32 [n, side, side], one output float32 [n, dim].
 
@@ -31,10 +56,7 @@ class OnnxNet(nn.Module):
 
     def __init__(self, path: Path, device: str, side: int) -> None:
         super().__init__()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry(*NO_FILES)
-        options.log_severity_level = 4  # its lines would go beside the node's own log
+        options = session_options()
         providers = ["CPUExecutionProvider"]
         if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             providers.insert(0, "CUDAExecutionProvider")
@@ -45,7 +67,6 @@ class OnnxNet(nn.Module):
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             raise PackError("a network of a pack takes one tensor and gives one", place=str(path))
-        self._input = inputs[0].name
         shape = list(inputs[0].shape)
         if inputs[0].type != "tensor(float)" or len(shape) != 3 or isinstance(shape[0], int):
             raise PackError(
@@ -57,9 +78,4 @@ class OnnxNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """float32 [n, side, side] -> float32 as the file gives it."""
-        values = images.detach().cpu().contiguous().numpy()
-        try:
-            (out,) = self._session.run(None, {self._input: values})
-        except Exception as exc:  # as above
-            raise PackError(f"ONNX Runtime cannot compute ({type(exc).__name__})", place=str(self._path)) from exc
-        return torch.from_numpy(np.asarray(out, dtype=np.float32))
+        return compute(self._session, images, self._path)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from dicomnode.errors import UploadRefused, UploadTooLarge, UploadWrongKind
-from dicomnode.models.colour import own_colour
+from dicomnode.models.colour import on_black, own_colour
 
 MAX_PICTURE_PIXELS = 50_000_000  # decoded, 200 MB as RGBA
 FORMATS = ("PNG", "JPEG", "WEBP")  # what Pillow may try; nothing else is opened
@@ -89,9 +89,7 @@ def upright_grey(image: Image.Image) -> Image.Image:
         values = np.asarray(upright, dtype=np.float32)
         low, high = float(values.min()), float(values.max())
         return Image.fromarray(((values - low) / ((high - low) or 1.0) * 255).astype(np.uint8))
-    if upright.has_transparency_data:
-        opaque = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", opaque.size, (0, 0, 0, 255)), opaque)
+    upright = on_black(upright)
     if upright.mode not in ("L", "RGB"):
         upright = upright.convert("RGB")  # palette, CMYK, YCbCr, 1 bit
     return Image.fromarray(np.asarray(upright.convert("L")))

@@ -1,8 +1,9 @@
 """A study's files to vectors: series choice, key slices, preprocessing, embedding; and one plain picture likewise.
 
-Works on de-identified files only. One slice is decoded at a time and only key slices are kept (at most 64, 13 MB), so
-memory does not grow with the study. A slice that cannot be used is recorded with the reason and passed over; the input
-gate judges what is left together, and refuses the study where most of it shows no CT or MR slice.
+Works on de-identified files only. One slice is decoded at a time and only key slices are kept (at most 64, 13 MB; CT
+without lung twice that), so memory does not grow with the study. A slice that cannot be used is recorded with the
+reason and passed over; the input gate judges what is left together, and refuses the study where most of it shows no CT
+or MR slice.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import numpy.typing as npt
 import structlog
 
 from dicomnode.domain import ModelId, PseudoUid
-from dicomnode.models.gate import Refused, Seen, decide
-from dicomnode.models.preprocess import UnusableImage, prepare_dicom, prepare_file
+from dicomnode.models.gate import Seen, decide
+from dicomnode.models.preprocess import Prepared, UnusableImage, prepare_dicom, prepare_file
 from dicomnode.models.series import KEY_SLICES, NoSearch, Passed, SeriesChoice, choose
 
 log = structlog.get_logger(__name__)
@@ -81,7 +82,6 @@ class StudyEmbedding:
     choices : the series taken and why; ``passed`` those that were not.
     skipped : key slices that could not be decoded or hold nothing.
     not_searchable : set where there is no vector at all; ``why_not`` is the sentence for the answer.
-    refused : by the input gate; then there are neither slices nor vectors.
     """
 
     model_id: ModelId
@@ -93,7 +93,6 @@ class StudyEmbedding:
     notes: tuple[str, ...] = ()
     not_searchable: NoSearch | None = None
     why_not: str = ""
-    refused: Refused | None = None
 
 
 def embed_study(
@@ -122,8 +121,7 @@ def embed_study(
     slices: list[EmbeddedSlice] = []
     skipped: list[SkippedSlice] = []
     notes: dict[str, None] = {}
-    prepared_slices: list[Floats] = []
-    pictures: list[Floats] = []
+    prepared_slices: list[Prepared] = []
     for series in chosen.choices:
         for key in series.key:
             try:
@@ -133,14 +131,12 @@ def embed_study(
                 continue
             notes.update(dict.fromkeys(prepared.notes))
             slices.append(EmbeddedSlice(key.instance_uid, series.series_uid, key.frame, key.z))
-            prepared_slices.append(prepared.pixels)
-            pictures.append(prepared.picture)
+            prepared_slices.append(prepared)
     no_search, why_not = chosen.not_searchable, chosen.why_not
     if not slices and no_search is None:
         no_search, why_not = NoSearch.UNREADABLE, _nothing_left(skipped)
-    refused = None
     if gate is not None and slices:
-        refused = decide(gate.see(np.stack(prepared_slices), claimed=True))
+        refused = decide(gate.see(np.stack([p.pixels for p in prepared_slices]), claimed=True))
         if refused is not None:
             no_search, why_not = NoSearch.NO_SLICE, refused.why
             log.info("study_refused", kind=refused.kind.value, slices=refused.of)
@@ -149,10 +145,10 @@ def embed_study(
     vectors: list[Floats] = []
     for at in range(0, len(slices), BATCH):
         batch = prepared_slices[at : at + BATCH]
-        vectors.append(embedder.embed(np.stack(batch)))
+        vectors.append(embedder.embed(np.stack([p.pixels for p in batch])))
         if see is not None:
-            for one, picture in zip(slices[at : at + BATCH], pictures[at : at + BATCH], strict=True):
-                see(one.instance_uid, one.frame, picture)
+            for one, prepared in zip(slices[at : at + BATCH], batch, strict=True):
+                see(one.instance_uid, one.frame, prepared.picture)
     seconds = round(time.monotonic() - began, 3)
     log.info("study_embedded", series=len(chosen.choices), slices=len(slices), skipped=len(skipped), seconds=seconds)
     return StudyEmbedding(
@@ -165,7 +161,6 @@ def embed_study(
         tuple(notes),
         no_search,
         why_not,
-        refused,
     )
 
 
