@@ -13,8 +13,8 @@ COPY viewer/ viewer/
 RUN python -m venv /opt/dicomnode && /opt/dicomnode/bin/pip install --no-cache-dir -c constraints.txt .
 
 FROM python:3.11-slim-bookworm
-# libfribidi0: right-to-left findings on the contact sheet
-RUN apt-get update && apt-get install -y --no-install-recommends libfribidi0 && rm -rf /var/lib/apt/lists/*
+# libfribidi0: right-to-left findings on the contact sheet; libgl1, libglib2.0-0: OpenCV, for text in pixels
+RUN apt-get update && apt-get install -y --no-install-recommends libfribidi0 libgl1 libglib2.0-0 && rm -rf /var/lib/apt/lists/*
 RUN useradd --system --uid 10112 --home-dir /var/lib/dicomnode --create-home dicomnode
 COPY --from=build /opt/dicomnode /opt/dicomnode
 USER dicomnode

@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install viewer demo test test-all lint format docs bench experiments pictures soak system clean
+.PHONY: help install viewer demo test test-all lint format docs bench experiments deid-report pictures soak system clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +64,9 @@ bench: viewer system ## all benchmarks, into docs/benchmarks.md
 
 experiments: install ## train and measure every row of docs/evaluation (hours, resumable); tables from the ledger at the end
 	$(BIN)/python benchmarks/experiments.py
+
+deid-report: install ## plant made-up identities, de-identify, judge by ten checks; into docs/deid-report.md
+	$(BIN)/python -m tests.deid_report
 
 pictures: viewer system ## take the pictures of docs/images anew
 	$(BIN)/python -m tests.pictures

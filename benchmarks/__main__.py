@@ -19,6 +19,8 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("From a study to its report", ("loop.py",)),
     ("The node at rest", ("node.py",)),
     ("De-identification", ("deid_speed.py",)),
+    ("De-identification beside others", ("deid_peers.py",)),
+    ("Text in pixels", ("pixel_text.py",)),
     ("Receiving", ("receive.py",)),
     ("Contact sheet and PDF", ("sheet.py",)),
     ("Embedding", ("embed.py",)),

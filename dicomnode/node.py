@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dicomnode.archive.users import Users
     from dicomnode.deid.pool import DeidPool
     from dicomnode.deid.recipe import Recipe
-    from dicomnode.deid.vault import Vault
+    from dicomnode.deid.vault import KeySource, Vault
     from dicomnode.domain import ModelId, PseudoUid
     from dicomnode.index.repository import VectorIndex
     from dicomnode.models.embedder import Embedder
@@ -104,9 +104,9 @@ class Node:
 
         return AuditTrail(self.data_dir / "audit")
 
-    def record(self, event: AuditEvent, *, pseudonym: str = "", row: int | None = None, reason: str = "") -> None:
-        """Append to the audit trail as the operator of this command."""
-        self.audit.record(event, actor=f"command:{getpass.getuser()}", pseudonym=pseudonym, row=row, reason=reason)
+    def record(self, event: AuditEvent, **what: Any) -> None:
+        """Append to the audit trail as the operator of this command; ``what`` as ``AuditTrail.record`` takes it."""
+        self.audit.record(event, actor=f"command:{getpass.getuser()}", **what)
 
     @cached_property
     def spool(self) -> Spool:
@@ -114,19 +114,21 @@ class Node:
 
         return Spool.open(self.settings.identified_dir)
 
-    @cached_property
-    def vault(self) -> Vault:
-        from dicomnode.deid.vault import KeySource, Vault
+    @property
+    def vault_place(self) -> tuple[Path, KeySource]:
+        """Where the vault is, and where its key comes from."""
+        from dicomnode.deid.vault import KeySource
 
         v = self.settings.vault
-        key = KeySource(
-            default_file=self.data_dir / "vault.key",
-            file=v.key_file,
-            env=v.key_env,
-            command=v.key_command,
-        )
+        key = KeySource(self.data_dir / "vault.key", file=v.key_file, env=v.key_env, command=v.key_command)
+        return self.settings.identified_dir / "vault.sqlite3", key
+
+    @cached_property
+    def vault(self) -> Vault:
+        from dicomnode.deid.vault import Vault
+
+        path, key = self.vault_place
         make_folder(self.settings.identified_dir, private=True)
-        path = self.settings.identified_dir / "vault.sqlite3"
         if not path.exists() and self.catalogue.study_sources():
             raise VaultError(
                 "the repository has studies but its vault is gone: new pseudonyms would not fit them",
@@ -220,10 +222,11 @@ class Node:
 
     @cached_property
     def deid(self) -> DeidPool:
-        from dicomnode.deid.pool import DeidPool
+        from dicomnode.deid.pool import DeidPool, PixelPolicy
 
-        d = self.settings.deid
-        return DeidPool(d.options, self.vault.uid_key, profile=d.profile, workers=d.workers)
+        d, key = self.settings.deid, self.vault.uid_key
+        pixels, site = PixelPolicy(d.pixels, d.ocr_sample, d.faces), self.recipe.site
+        return DeidPool(d.options, key, profile=d.profile, workers=d.workers, site=site, pixels=pixels)
 
     @property
     def pack_folders(self) -> tuple[Path, ...]:
@@ -327,24 +330,15 @@ class Node:
     def destinations(self) -> list[Destination]:
         from dicomnode.workflow.peers import Destination
 
-        return [
-            Destination(
-                name=p.name,
-                ae_title=p.ae_title,
-                host=p.host,
-                port=p.port,
-                results=p.results,
-                objects=p.objects or self.settings.report.objects,
-            )
-            for p in self.settings.dicom.peers
-        ]
+        return [Destination.of(p, self.settings.report.objects) for p in self.settings.dicom.peers]
 
     @cached_property
     def recipe(self) -> Recipe:
         """The compiled de-identification recipe."""
         from dicomnode.deid.recipe import compile_recipe
 
-        return compile_recipe(self.settings.deid.profile, self.settings.deid.options)
+        d = self.settings.deid
+        return compile_recipe(d.profile, d.options, Path(d.site_recipe) if d.site_recipe else None)
 
     @property
     def context(self) -> Context:
@@ -386,7 +380,8 @@ class Node:
         """What "dicomnode deid" needs: no models, no index."""
         from dicomnode.workflow.deidentify import DeidContext
 
-        return DeidContext(self.deid, self.vault, self.settings.node.default_issuer)
+        s, scratch = self.settings, self.settings.identified_dir / "unpacked"
+        return DeidContext(self.deid, self.vault, s.node.default_issuer, self.recipe, s.deid.profile, scratch)
 
     @property
     def reporter(self) -> Any:
@@ -436,8 +431,8 @@ class Node:
                 raise
             send_files([enhanced], destination, calling)
 
-    def lock(self, role: str) -> IO[str]:
-        """Hold ``data_dir`` for one role; released when the process ends.
+    def lock(self, role: str, *, shared: bool = False) -> IO[str]:
+        """Hold ``data_dir`` for one role, ``shared`` beside others that share it; released when the process ends.
 
         Raises
         ------
@@ -447,7 +442,7 @@ class Node:
         make_folder(self.runtime)
         handle = (self.runtime / f"{role}.lock").open("w")
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             handle.close()
             raise Busy(

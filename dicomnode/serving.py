@@ -7,6 +7,7 @@ its children, which run this module with their role. Second half of the composit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -14,12 +15,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from dicomnode.config import Settings, load_settings
 from dicomnode.errors import DicomnodeError
@@ -149,6 +151,7 @@ def run_receiver(node: Node, stop: threading.Event, name: str, listener: socket.
 
 def run_worker(node: Node, stop: threading.Event) -> None:
     """A worker process: turns quiet studies into answers and delivers them, until told to stop."""
+    from dicomnode.scp.spool import JOB_KEEP_S
     from dicomnode.workflow.durable import DurableWorker
     from dicomnode.workflow.housekeeping import expire, name_held
     from dicomnode.workflow.outbox import Outbox
@@ -181,8 +184,10 @@ def run_worker(node: Node, stop: threading.Event) -> None:
                 raise DicomnodeError("a thread of the worker ended", place="worker", advice="see the log above")
             _housekeeping(ctx, worker)
             if time.monotonic() - expired > EXPIRE_EVERY_S:
-                expire(ctx, keep_days=s.report.keep_days, result_days=s.retrieval.result_days)
-                ctx.spool.sweep(older_than_s=EXPIRE_EVERY_S)  # what killed receivers left, and jobs long done
+                with _tried_again():
+                    expire(ctx, keep_days=s.report.keep_days, result_days=s.retrieval.result_days)
+                    ctx.spool.sweep(older_than_s=EXPIRE_EVERY_S)  # what killed receivers left, and jobs long done
+                    worker.forget(JOB_KEEP_S)
                 expired = time.monotonic()
             stop.wait(BEAT_S)
     finally:
@@ -209,31 +214,35 @@ def _keep_snapshot(node: Node, stop: threading.Event) -> None:
     from dicomnode.models.series import KEY_SLICES
 
     while not stop.wait(SNAPSHOT_EVERY_S):
-        try:
+        with _tried_again("snapshot_failed"):  # the search stays exact
             line = node.index.build_if_due()
-            node.index.warm(KEY_SLICES)
-        except DicomnodeError as exc:  # the search stays exact; tried again at the next round
-            log.warning("snapshot_failed", code=exc.code, line=exc.line)
-        else:
             if line:
                 log.info("snapshot_built", line=line)
+            node.index.warm(KEY_SLICES)
 
 
 def _housekeeping(ctx: Any, worker: DurableWorker) -> None:
-    try:
+    with _tried_again():
         worker.look_after()
-    except DicomnodeError as exc:  # tried again two seconds later
-        log.warning("housekeeping_failed", code=exc.code, line=exc.line)
     _close(ctx)
 
 
 def _close(ctx: Any) -> None:
     from dicomnode.workflow.housekeeping import close_jobs
 
-    try:
+    with _tried_again():
         close_jobs(ctx)
-    except DicomnodeError as exc:  # tried again two seconds later
-        log.warning("housekeeping_failed", code=exc.code, line=exc.line)
+
+
+@contextlib.contextmanager
+def _tried_again(failed: str = "housekeeping_failed") -> Iterator[None]:
+    """What fails in here is told and tried again at its next round: a full disk must not end the worker."""
+    try:
+        yield
+    except DicomnodeError as exc:
+        log.warning(failed, code=exc.code, line=exc.line)
+    except (OSError, SQLAlchemyError) as exc:  # its text may name files and parameters
+        log.warning(failed, kind=type(exc).__name__)
 
 
 def _counts(node: Node) -> dict[str, int]:

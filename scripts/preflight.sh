@@ -15,6 +15,9 @@ if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
   echo "error: $python has no venv module (Debian: apt-get install python3-venv)" >&2
   exit 1
 fi
+if [ "$(uname -s)" = Linux ] && ! "$python" -c 'import ctypes; ctypes.CDLL("libGL.so.1")' 2>/dev/null; then
+  echo "note: libGL.so.1 is missing: text in pixels cannot be looked for (Debian: apt-get install libgl1 libglib2.0-0)" >&2
+fi
 if ! command -v c++ >/dev/null && ! command -v g++ >/dev/null && ! command -v clang++ >/dev/null; then
   echo "error: no C++ compiler, needed to build mrpt (Debian: apt-get install g++; macOS: xcode-select --install)" >&2
   exit 1

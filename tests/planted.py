@@ -149,7 +149,7 @@ def plant(path: Path, tags: Iterable[int] | None = None, places: Iterable[str] =
         ds.add(DataElement(_NESTED_IN, "SQ", Sequence([_item(chosen), deeper])))
     if "un" in where:
         # values of the Explicit VR lengths fit; attributes that the dictionary lacks cannot be told apart in here
-        known = [tag for tag in chosen if tag in DicomDictionary]
+        known = list(chosen)
         with _leaving_un():
             ds.add(DataElement(_UN_SEQUENCE, "UN", _as_un(known)))
     if "private" in where:

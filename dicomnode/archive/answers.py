@@ -234,6 +234,11 @@ class Answers:
             insert = t.results.insert().values(**values, state=PENDING, attempts=0, resends=0, created=time.time())
             return int(db.execute(insert).inserted_primary_key[0])  # type: ignore[index]
 
+    def drop_results(self, results: Sequence[int]) -> None:
+        """Delete rows of results that will never be sent: the study is answered anew."""
+        with self.engine.begin() as db:
+            db.execute(t.results.delete().where(t.results.c.id.in_(results)))
+
     def set_accession(self, answer_id: int, keyed: str) -> None:
         """Keyed hash of the Accession Number that the answer belongs to."""
         with self.engine.begin() as db:

@@ -5,6 +5,7 @@ A step of the workflow may run again after a kill, so adding the same study twic
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
 from dicomnode.archive import schema as t
+from dicomnode.archive.database import scrub
 from dicomnode.archive.records import InstanceRecord
-from dicomnode.domain import Finding, FindingStatus, Pseudonym, PseudoUid
+from dicomnode.domain import LABEL_SCHEME, Finding, FindingStatus, Pseudonym, PseudoUid
 from dicomnode.errors import NotFound
 
 
@@ -188,14 +190,28 @@ class Catalogue:
         ]
 
     def studies_with_finding(self, text: str) -> set[PseudoUid]:
-        """Studies that have a finding whose display or code holds every word of ``text``, whatever the case."""
-        words = text.casefold().split()
-        said: dict[PseudoUid, str] = {}
+        """Studies whose findings hold every word of ``text``, whatever the case.
+
+        A word is found at the start of a display's words, and anywhere in a code; a label's code is a word, too.
+        """
+        words = [(word, _at_start(word)) for word in text.casefold().split()]
+        said: dict[PseudoUid, tuple[str, str]] = {}
         with self.engine.connect() as db:
-            query = sa.select(t.studies.c.uid, t.findings.c.display, t.findings.c.code).join(t.findings)
-            for row in db.execute(query):  # folded here: SQLite folds ASCII only
-                said[row.uid] = f"{said.get(row.uid, '')}\n{row.display.casefold()}\n{row.code.casefold()}"
-        return {uid for uid, line in said.items() if words and all(word in line for word in words)}
+            f = t.findings.c
+            for row in db.execute(sa.select(t.studies.c.uid, f.system, f.display, f.code).join(t.findings)):
+                names, codes = said.get(row.uid, ("", ""))
+                display, code = row.display.casefold(), row.code.casefold()  # here: SQLite folds ASCII only
+                names += f"\n{display}"
+                if row.system == LABEL_SCHEME:
+                    names += f"\n{code}"
+                else:
+                    codes += f"\n{code}"
+                said[row.uid] = names, codes
+        return {
+            uid
+            for uid, (names, codes) in said.items()
+            if words and all(start.search(names) or word in codes for word, start in words)
+        }
 
     def patient_of(self, study: PseudoUid) -> Pseudonym | None:
         """Pseudonym of the study's patient, None when the study is not here."""
@@ -237,6 +253,53 @@ class Catalogue:
             if done.rowcount == 0:
                 raise NotFound("no such patient in the repository")
 
+    def is_excluded(self, patient: Pseudonym) -> bool:
+        """Whether a patient is kept out of every search."""
+        with self.engine.connect() as db:
+            query = sa.select(t.patients.c.excluded).where(t.patients.c.pseudonym == patient)
+            return bool(db.execute(query).scalar())
+
+    def move_patient(self, former: Pseudonym, kept: Pseudonym) -> int:
+        """Give the studies of one pseudonym to another of the same person; how many. One excluded, both are."""
+        p = t.patients
+        with self.engine.begin() as db:
+            old = db.execute(sa.select(p).where(p.c.pseudonym == former)).first()
+            if old is None:
+                return 0
+            known = {"sex": old.sex, "excluded": old.excluded, "created": old.created}
+            patient = _ensure(db, p, {"pseudonym": kept}, known)
+            if old.excluded:
+                db.execute(p.update().where(p.c.id == patient).values(excluded=True))
+            theirs = t.studies.update().where(t.studies.c.patient_id == old.id)
+            moved = db.execute(theirs.values(patient_id=patient)).rowcount
+            db.execute(p.delete().where(p.c.id == old.id))
+        return int(moved)
+
+    def replace_object(self, instance: PseudoUid, sha256: str, size: int, study_date: str) -> None:
+        """The file of an instance is written anew with other dates: its hash and size, and its study's date."""
+        with self.engine.begin() as db:
+            mine = t.instances.c.uid == instance
+            db.execute(t.instances.update().where(mine).values(sha256=sha256, bytes=size))
+            series = sa.select(t.instances.c.series_id).where(mine)
+            study = sa.select(t.series.c.study_id).where(t.series.c.id.in_(series))
+            db.execute(t.studies.update().where(t.studies.c.id.in_(study)).values(date=study_date))
+
+    def forget(self, studies: Sequence[PseudoUid], patients: Sequence[Pseudonym], jobs: Sequence[int]) -> None:
+        """Delete what is told of studies and jobs elsewhere (provenance, quarantine), and patients, excluded or not."""
+        with self.engine.begin() as db:
+            for study in studies:
+                db.execute(t.provenance.delete().where(t.provenance.c.study_uid == study))
+                db.execute(t.quarantine.delete().where(t.quarantine.c.place == study))
+            db.execute(t.quarantine.delete().where(t.quarantine.c.job_id.in_(jobs)))
+            left = sa.select(t.studies.c.patient_id)
+            for patient in patients:
+                mine = t.patients.c.pseudonym == patient
+                db.execute(t.patients.delete().where(mine, t.patients.c.id.not_in(left)))
+
+    def scrub(self) -> bool:
+        """Leave no byte of deleted rows in the database's file; whether that was done."""
+        return scrub(self.engine)
+
     def note(self, study: PseudoUid, event: str, detail: dict[str, Any]) -> None:
         """Append to the provenance of a study; an identical note is not repeated (steps may run again)."""
         with self.engine.begin() as db:
@@ -257,6 +320,13 @@ class Catalogue:
         with self.engine.begin() as db:
             db.execute(t.nodes.delete().where(t.nodes.c.key == key))
             db.execute(t.nodes.insert().values(key=key, value=value))
+
+
+def _at_start(word: str) -> re.Pattern[str]:
+    """Finds a folded word where a word begins, but not behind "non-": "covid" is not in non-COVID."""
+    if word[0].isalpha() and word[0].upper() == word[0]:  # a script without cases may write no gaps between words
+        return re.compile(re.escape(word))
+    return re.compile(rf"(?<![^\W_])(?<!\bnon[-_]){re.escape(word)}")
 
 
 def _ensure(db: Connection, table: sa.Table, unique: dict[str, Any], values: dict[str, Any]) -> int:

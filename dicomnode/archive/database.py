@@ -65,6 +65,25 @@ def _use_wal(cursor: sqlite3.Cursor) -> None:
             return
 
 
+def scrub(engine: Engine) -> bool:
+    """Write a SQLite file anew, so that no byte of deleted rows is left in it; whether that was done.
+
+    It is not where another process reads on for longer than the timeout, nor on other databases: those have their own
+    way (PostgreSQL: VACUUM FULL).
+    """
+    if engine.dialect.name != "sqlite":
+        return False
+    connection = engine.raw_connection()
+    try:
+        connection.execute("VACUUM")
+        (busy,) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[:1]
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+    return not busy
+
+
 class Changes:
     """Tells cheaply whether a database may have changed, so that who waits for a row need not ask for it each time.
 

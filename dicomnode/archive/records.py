@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,13 @@ def read_record(path: Path) -> InstanceRecord:
             return _record(path)
     except _READ_ERRORS as exc:
         raise InputError(f"not an object of the archive ({type(exc).__name__})", place=path.name) from None
+
+
+def modalities_among(records: Iterable[InstanceRecord], instances: Collection[PseudoUid]) -> str:
+    """The modality of those records that are among ``instances``, several as "CT/MR"; of all where none is."""
+    records = list(records)
+    told = {r.modality for r in records if r.uid in instances} or {r.modality for r in records}
+    return "/".join(sorted(told))
 
 
 def _record(path: Path) -> InstanceRecord:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData(
@@ -233,3 +234,10 @@ sessions = Table(
 )
 
 Index("ix_vectors_series", vectors.c.series_uid)
+# Who is excluded is read before every search; each database recognises the condition as it writes it in queries.
+Index(
+    "ix_patients_excluded",
+    patients.c.pseudonym,
+    sqlite_where=text("excluded = 1"),
+    postgresql_where=patients.c.excluded,
+)

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from dicomnode import __version__
-from dicomnode.cli import config, deid, doctor, evaluate, index, models, quarantine, query, results, serve, train, user
+from dicomnode.cli import (
+    config,
+    deid,
+    doctor,
+    evaluate,
+    index,
+    models,
+    quarantine,
+    query,
+    results,
+    serve,
+    train,
+    user,
+    vault,
+)
 
 app = typer.Typer(
     name="dicomnode",
@@ -22,12 +36,14 @@ app.command("serve")(serve.serve_command)
 app.command("query")(query.query_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("deid")(deid.deid_command)
+app.command("reidentify")(vault.reidentify_command)
 app.command("doctor")(doctor.doctor_command)
 app.add_typer(index.app, name="index")
 app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(results.app, name="results")
 app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(vault.app, name="vault")
 app.add_typer(user.app, name="user")
 app.add_typer(config.app, name="config")
 

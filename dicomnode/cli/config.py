@@ -17,13 +17,13 @@ def check(config: Config = None, json: Json = False) -> None:
 
     Example: dicomnode config check --config /etc/dicomnode.toml
     """
-    from dicomnode.doctor import settings_warnings
+    from dicomnode.doctor import results_warnings, settings_warnings
 
     settings = load_settings(config)
     node = Node(settings)
     node.check()
     file = settings_file(config)
-    warnings = list(settings_warnings(settings))
+    warnings = [*settings_warnings(settings), *results_warnings(settings)]
     if json:
         data = {"ok": True, "file": None if file is None else str(file), "data_dir": node.data_dir}
         print_json({**data, "warnings": [w.as_json() for w in warnings]})

@@ -2,64 +2,152 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dicomnode.cli.options import Config, Json, err, open_node, out, print_json, progress_bar
 from dicomnode.errors import EXIT_FAILED, UsageError
+from dicomnode.workflow.batch.choices import INPUT_PREFIX, Layout, ReportPaths, paths_in
+
+if TYPE_CHECKING:
+    from dicomnode.node import Node
+    from dicomnode.workflow.batch.report import Report
+
+SHOWN = 50  # lines about files that did not pass, when the report lists them all
 
 
 def deid_command(
-    paths: Annotated[list[Path] | None, typer.Argument(help="DICOM files or folders.")] = None,
+    paths: Annotated[list[Path] | None, typer.Argument(help="DICOM files, folders or zip archives.")] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder for the de-identified files.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a JSON report here.")] = None,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(help="Write a report here: JSON, or CSV or HTML by its extension; may be repeated."),
+    ] = None,
+    report_paths: Annotated[
+        ReportPaths | None,
+        typer.Option(
+            help="How reports name inputs: by paths, which may hold names of patients (JSON, where nothing is said), "
+            "or by keyed hashes (CSV and HTML)."
+        ),
+    ] = None,
+    layout: Annotated[
+        Layout,
+        typer.Option(help="Folders by patient, study and series, or those of the input under mapped names."),
+    ] = Layout.DICOM,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes; else [deid] workers.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Do everything but keep no file.")] = False,
-    explain: Annotated[Path | None, typer.Option(help="Print what happens to each attribute of one file.")] = None,
+    explain: Annotated[
+        Path | None, typer.Option(help="Print what happens to each attribute of one file, and which rule says so.")
+    ] = None,
+    locate: Annotated[
+        str | None, typer.Option(metavar="INPUT", help="Print the path of an input that a report names by its hash.")
+    ] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """De-identify and audit files; what cannot pass is named and not written. Nothing is overwritten.
 
-    Of two objects with one SOP Instance UID the first is written; the other is a duplicate, or quarantined as
-    version-conflict where its content differs.
+    Stopped at any moment, the same command goes on where it was. Of two objects with one SOP Instance UID the first
+    is written; the other is a duplicate, or quarantined as version-conflict where its content differs.
 
-    Example: dicomnode deid /incoming --out /clean --report report.json
+    Example: dicomnode deid /incoming --out /clean --report report.html --report report.json
+    Example: dicomnode deid /incoming --dry-run --report report.csv
+    Example: dicomnode deid --explain image.dcm
     """
-    from dicomnode.workflow.deidentify import deidentify_files, explain_file
-
-    if explain is None and out_dir is None and not dry_run:
+    if explain is None and locate is None and out_dir is None and not dry_run:
         raise UsageError("--out is needed (or --dry-run, or --explain FILE)", place="dicomnode deid")
     if explain is None and not paths:
         raise UsageError("a file or folder is needed", place="dicomnode deid")
     for path in [*(paths or []), *([explain] if explain else [])]:
         if not path.exists():
             raise UsageError("no such file or folder", place=str(path))
+    for path in report or []:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     node = open_node(config)
-    if explain is not None:
-        lines = list(explain_file(node.recipe, explain))
-        if json:
-            print_json({"file": explain, "attributes": lines})
-        else:
-            print("\n".join(lines))
-        return
-    with progress_bar("files", quiet=json) as update:
-        done = deidentify_files(node.deid_context, paths or [], None if dry_run else out_dir, update)
-    node.close()
-    data = done.as_json(node.settings.deid.profile)
-    if report is not None:
-        import json as _json
+    if workers is not None:
+        section = node.settings.deid.model_copy(update={"workers": workers})
+        node.settings = node.settings.model_copy(update={"deid": section})
+    try:
+        if explain is not None:
+            _explain(node, explain, json)
+        elif locate is not None:
+            from dicomnode.workflow.deidentify import locate as find
 
-        report.write_text(_json.dumps(data, ensure_ascii=False, indent=1) + "\n", "utf-8")
+            out.print(find(node.deid_context, paths or [], locate.removeprefix(INPUT_PREFIX)))
+        elif not _run(node, paths or [], None if dry_run else out_dir, layout, report or [], report_paths, json):
+            raise typer.Exit(EXIT_FAILED)
+    finally:
+        node.close()
+
+
+def _explain(node: Node, path: Path, json: bool) -> None:
+    from dicomnode.workflow.batch.explain import explain_file
+
     if json:
-        print_json(data)
-    else:
-        counts = data["counts"]
-        again = f", {counts['duplicates']} duplicates not written again" if counts["duplicates"] else ""
-        out.print(f"{counts['ok']} ok, {counts['quarantined']} quarantined, {counts['failed']} failed{again}")
-        for row in data["files"]:
-            if row["reason"]:
-                err.print(f"{row['input']}: {row['status']}: {row['reason']}", markup=False, highlight=False)
-    if data["counts"]["quarantined"] or data["counts"]["failed"]:
-        raise typer.Exit(EXIT_FAILED)
+        rows = list(explain_file(node.recipe, path))
+        print_json({"file": path, "attributes": [r.line for r in rows], "elements": [r.as_json() for r in rows]})
+        return
+    for row in explain_file(node.recipe, path):
+        print(row.line)
+
+
+def _run(
+    node: Node,
+    paths: list[Path],
+    folder: Path | None,
+    layout: Layout,
+    reports: list[Path],
+    report_paths: ReportPaths | None,
+    json: bool,
+) -> bool:
+    """Whether everything passed."""
+    from dicomnode.workflow.batch.report import Report, write_json, write_report
+    from dicomnode.workflow.deidentify import Request, deidentified
+
+    reached = [0, 0]
+    with progress_bar("files", quiet=json) as update:
+
+        def tell(done: int, total: int) -> None:
+            reached[:] = done, total
+            update(done, total)
+
+        try:
+            with deidentified(node.deid_context, Request(paths, folder, layout), tell) as run:
+                report = Report(run, paths_in("", report_paths))
+                for path in reports:
+                    write_report(Report(run, paths_in(path.suffix, report_paths)), path)
+                if json:
+                    write_json(report, sys.stdout)
+                else:
+                    _print(report, bool(reports))
+                return report.complete
+        except KeyboardInterrupt:
+            advice = "" if folder is None else "; the same command goes on"
+            err.print(f"interrupted: {reached[0]} of {reached[1]} files are done{advice}")
+            raise
+
+
+def _print(report: Report, reported: bool) -> None:
+    counts = report.counts
+    again = f", {counts['duplicates']} duplicates not written again" if counts["duplicates"] else ""
+    passed = f", {counts['skipped']} DICOMDIR skipped" if counts["skipped"] else ""
+    for exception in report.summary["site_exceptions"]:
+        out.print(exception, markup=False, highlight=False)
+    out.print(f"{counts['ok']} ok, {counts['quarantined']} quarantined, {counts['failed']} failed{again}{passed}")
+    faces = report.summary["faces"]
+    if any(faces.values()):
+        out.print(f"a face may be recognised in {faces['likely']} files, and is not ruled out in {faces['possible']}")
+    shown = 0
+    for row in report.rows():
+        if row["reason"]:
+            if reported and shown == SHOWN:
+                err.print("... the report lists them all")
+                break
+            shown += 1
+            err.print(f"{row['input']}: {row['status']}: {row['reason']}", markup=False, highlight=False)

@@ -2,7 +2,7 @@
 
 Uses real cases where the shared images are (``DICOMNODE_SHARED``), what the test packages ship, and generated
 phantoms, and says which. On a terminal, or with ``--keep`` (``make demo KEEP=1``), the node goes on serving until
-Ctrl-C. The whole tree of the report goes into a file, its beginning onto the screen.
+Ctrl-C, SIGINT or SIGTERM. The whole tree of the report goes into a file, its beginning onto the screen.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
 import pydicom
 from PIL import Image
@@ -179,8 +181,15 @@ def beginning(tree: list[str]) -> list[str]:
     return [line for line in first if " UID: " not in line and not line.strip().startswith(LEFT_OUT)]
 
 
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM and SIGINT alike, a background job's too, whose shell has SIGINT ignored: node and folder go."""
+    raise KeyboardInterrupt
+
+
 def run(*, keep_serving: bool) -> None:
     """The whole demo."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
     configure_logging("warning", libraries=False)  # pydicom warns of the odd values of its own test files
     with tempfile.TemporaryDirectory(prefix="dicomnode-demo-") as tmp:
         work = Path(tmp)

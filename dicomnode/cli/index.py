@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dicomnode.cli.options import Config, Json, err, open_node, out, print_json, print_table, progress_bar
+from dicomnode.cli.patients import Issuer, PatientId, patient_key, patients_in_use, patients_to_change, worker_kept_away
 from dicomnode.domain import OriginalUid, Pseudonym, PseudoUid
 from dicomnode.errors import EXIT_FAILED, InputError, NotFound, UsageError
 from dicomnode.telemetry.audit import AuditEvent
 
 if TYPE_CHECKING:
+    from dicomnode.deid.vault_key import PatientKey
+    from dicomnode.node import Node
     from dicomnode.workflow.ingest import Added
 
 app = typer.Typer(help="Fill, look at and mend the repository.", no_args_is_help=True)
@@ -42,7 +47,7 @@ def add(
             raise UsageError("no such file or folder", place=str(path))
     node = open_node(config)
     done: list[Added] = []
-    with progress_bar("studies", quiet=json) as update:
+    with patients_in_use(node), progress_bar("studies", quiet=json) as update:
         done += [add_labels(node.context, p, update) for p in labels]
         if folders:
             done.append(add_paths(node.context, folders, findings, update))
@@ -61,8 +66,6 @@ def add(
 
 
 def _print_added(total: Added, json: bool) -> None:
-    from dataclasses import asdict
-
     from dicomnode.models.series import KEY_SLICES, MAX_SERIES
 
     if json:
@@ -149,52 +152,97 @@ def verify(config: Config = None, json: Json = False) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
-def _study(node: object, uid: str) -> PseudoUid:
+def _study(node: Node, uid: str) -> PseudoUid:
     """A study as the repository knows it: its pseudonymous UID, or the original one."""
-    from dicomnode.node import Node
-
-    assert isinstance(node, Node)
     if node.catalogue.patient_of(PseudoUid(uid)) is not None:
         return PseudoUid(uid)
     return node.vault.uid(OriginalUid(uid))
 
 
+PatientOption = Annotated[str | None, typer.Option(help="Pseudonym of a patient.")]
+
+
+def _names(node: Node, patient: str | None, key: PatientKey | None) -> list[Pseudonym]:
+    """All pseudonyms of a patient, that in force first; empty: an id that the vault does not know."""
+    known = Pseudonym(patient or "")
+    if key is not None:
+        found = node.vault.pseudonym_for(key.issuer, key.patient_id, create=False)
+        if found is None:
+            return []
+        known = found
+    return node.vault.pseudonyms_of(known) or [known]
+
+
 @app.command()
 def remove(
     study: Annotated[str | None, typer.Option(help="Study Instance UID, pseudonymous or original.")] = None,
-    patient: Annotated[str | None, typer.Option(help="Pseudonym of a patient.")] = None,
+    patient: PatientOption = None,
+    patient_id: PatientId = None,
+    issuer: Issuer = None,
     config: Config = None,
+    json: Json = False,
 ) -> None:
-    """Take a study, or all studies of a patient, out of the repository for good.
+    """Take a study, or all that there is of a patient, out of the node for good.
+
+    Objects, vectors, thumbnails, originals in the spool, the answers about them, and their place in answers to others.
+    A patient's entry in the vault goes too: sent again, the images are those of somebody new. Reports that a PACS has
+    stay there.
 
     Example: dicomnode index remove --study 2.25.1234
+    Example: dicomnode index remove --patient-id - --issuer HOSPITAL
     """
-    from dicomnode.workflow.ingest import remove_study
+    from dicomnode.workflow.withdrawal import remove_patient, remove_studies
 
-    if bool(study) == bool(patient):
-        raise UsageError("give --study or --patient", place="index remove")
+    if sum(map(bool, (study, patient, patient_id))) != 1:
+        raise UsageError("give --study or --patient or --patient-id", place="index remove")
     node = open_node(config)
-    studies = [_study(node, study)] if study else node.catalogue.studies_of(Pseudonym(patient or ""))
-    for uid in studies:
-        node.record(AuditEvent.CASE_REMOVED, pseudonym=uid)
-    removed = [remove_study(node.context, s) for s in studies]
-    if not any(removed):
+    with nullcontext() if study else patients_to_change(node), worker_kept_away(node) as away:
+        if study:
+            uid = _study(node, study)
+            node.record(AuditEvent.CASE_REMOVED, pseudonym=uid)
+            removed = remove_studies(node.context, [uid], worker_runs=not away)
+        else:
+            key = patient_key(node, patient_id, issuer) if patient_id else None
+            names = _names(node, patient, key)
+            node.record(AuditEvent.CASE_REMOVED, pseudonym=names[0] if names else "")
+            keys = [*([key] if key else []), *(node.vault.keys_of(names[0]) if names else [])]
+            removed = remove_patient(node.context, names, keys, worker_runs=not away)
+    node.close()
+    if not removed.anything:
         raise NotFound("no such study or patient in the repository", advice="dicomnode index status")
-    out.print(f"removed {sum(removed)} studies")
+    if json:
+        print_json(asdict(removed))
+    else:
+        out.print(
+            f"removed {removed.studies} studies, {removed.answers} answers about them and {removed.originals} "
+            f"originals; {removed.changed_answers} answers to others changed"
+        )
+    if not removed.scrubbed:
+        err.print(
+            "the databases were in use: bytes of deleted rows stay in their files until the same command runs again"
+        )
 
 
 @app.command()
 def exclude(
-    patient: Annotated[str, typer.Option(help="Pseudonym of a patient.")],
+    patient: PatientOption = None,
+    patient_id: PatientId = None,
+    issuer: Issuer = None,
     config: Config = None,
 ) -> None:
     """Keep a patient's studies out of every search from now on.
 
-    Example: dicomnode index exclude --patient DN-ABCDEF
+    Example: dicomnode index exclude --patient DN-ABCDEFGHIJ
+    Example: dicomnode index exclude --patient-id - --issuer HOSPITAL
     """
     node = open_node(config)
-    node.record(AuditEvent.CASE_EXCLUDED, pseudonym=patient)
-    node.catalogue.exclude_patient(Pseudonym(patient))
-    for study in node.catalogue.studies_of(Pseudonym(patient)):
+    if bool(patient) == bool(patient_id):
+        raise UsageError("give --patient or --patient-id", place="index exclude")
+    names = _names(node, patient, patient_key(node, patient_id, issuer) if patient_id else None)
+    if not names:
+        raise NotFound("no such patient in the repository")
+    node.record(AuditEvent.CASE_EXCLUDED, pseudonym=names[0])
+    node.catalogue.exclude_patient(names[0])
+    for study in node.catalogue.studies_of(names[0]):
         node.thumbnails.remove_study(study)
     out.print("excluded")

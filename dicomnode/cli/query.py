@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dicomnode.cli.options import Config, Json, open_node, out, print_json, print_table, told_once
-from dicomnode.domain import Finding, VerdictKind
+from dicomnode.domain import Answer, Finding, VerdictKind, cases_searched
 from dicomnode.errors import UsageError
 
 
@@ -28,6 +28,8 @@ def query_command(
 
     if not path.exists():
         raise UsageError("no such file or folder", place=str(path))
+    if path.is_dir() and not any(p.is_file() for p in path.rglob("*")):
+        raise UsageError("there is no file in this folder", place=str(path), advice="give a folder of DICOM images")
     node = open_node(config)
     answer = ask(node.context, path, k, text)
     node.metrics.query("command")
@@ -37,9 +39,8 @@ def query_command(
     if text and not answer.searched and answer.verdict.kind is not VerdictKind.NOT_SEARCHABLE:
         out.print(f'No case in this repository has "{text}" among its findings.')
         return
-    verdict = answer.verdict
-    told = verdict.kind.value + (f" (p = {verdict.p:.3f})" if verdict.p is not None else "")
-    out.print(f"{told}{': ' + verdict.reason if verdict.reason else ''}; {answer.searched} cases searched")
+    for line in verdict_lines(answer):
+        out.print(line)
     rows = [
         [
             str(c.rank),
@@ -52,6 +53,16 @@ def query_command(
         for c in answer.cases
     ]
     print_table("similar cases of other patients", ["rank", "score", "subject", "mod.", "status", "findings"], rows)
+
+
+def verdict_lines(answer: Answer) -> list[str]:
+    """What is printed above the cases: verdict, cases searched, and a caution where none is of the study's modality."""
+    verdict = answer.verdict
+    told = verdict.kind.value + (f" (p = {verdict.p:.3f})" if verdict.p is not None else "")
+    lines = [f"{told}{': ' + verdict.reason if verdict.reason else ''}; {cases_searched(answer.searched)}"]
+    if answer.other_modality:
+        lines.append(f"Caution: this study is {answer.other_modality}, and none of the cases listed is.")
+    return lines
 
 
 def _codes(findings: list[Finding]) -> str:

@@ -1,8 +1,8 @@
 """Independent audit of a de-identified file: reads it and the original anew and trusts nothing that was done.
 
 It shares no code with the recipe and the engine, only the facts of Table E.1-1 and the word lists. Every element at
-every depth, the file meta, the preamble, the raw header and the pixel bytes are checked; one finding is enough to
-refuse the file. It never shows a value. Sources: PS3.15 Annex E, PS3.10 7.1.
+every depth, the file meta, the preamble, the raw header and the pixel bytes are checked (pixel_audit.py where pixels
+were masked); one finding is enough to refuse the file. It never shows a value. Sources: PS3.15 Annex E, PS3.10 7.1.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from dicomnode.deid import leaks, table
+from dicomnode.deid import leaks, pixel_audit, private_audit, safe_private, table
 from dicomnode.deid.options import Option
+from dicomnode.deid.pixel_audit import UNSEEN, Masked, Seen
 from dicomnode.deid.pseudonym import Subject
 from dicomnode.deid.quiet import safe_error, silenced
+from dicomnode.deid.site import SiteAction, SiteRecipe, SiteRule
 from dicomnode.deid.table import Row
 from dicomnode.errors import DicomnodeError, QuarantineError
 
@@ -36,13 +38,13 @@ from dicomnode.errors import DicomnodeError, QuarantineError
 FILE_META_ALLOWED = frozenset({0x00020000, 0x00020001, 0x00020002, 0x00020003, 0x00020010, 0x00020012, 0x00020013})
 _PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _SUBJECT_TAGS = frozenset({0x00100010, 0x00100020})
-_AGE_TAG = 0x00101010
 _OFFSET_TAG = 0x00080201
 _REMOVED_TAG, _METHOD_TAG, _CODES_TAG, _TEMPORAL_TAG = 0x00120062, 0x00120063, 0x00120064, 0x00280303
 _OWN_TAGS = frozenset({_REMOVED_TAG, _METHOD_TAG, _CODES_TAG, _TEMPORAL_TAG})
-_METHOD = re.compile(r"dicomnode: PS3\.15 Annex E, recipe [0-9a-f]{12}")
+_METHOD = re.compile(r"dicomnode: PS3\.15 Annex E, recipe [0-9a-f]{12}(, \d+ exceptions)?")
 _PSEUDO_UID = re.compile(r"2\.25\.(0|[1-9]\d{0,38})")
 _CLEANED_NUMBER = re.compile(r"\d{1,3}(\.\d{1,3})?([^\W\d_][^\W_]*)?")
+_CODE_WORD = re.compile(r"[^\W_]+(?:\.[0-9]+)?")
 _AGE = re.compile(r"(\d{3})([DWMY])")
 # Value representations that could carry text but must not, PS3.5 table 6.2-1 (with ACR-NEMA's colons in TM).
 _FORMS = {
@@ -59,7 +61,7 @@ _PROFILE_CODE = "113100"
 _CODES = {
     "113101": Option.PIXEL_DATA, "113105": Option.DESCRIPTORS, "113106": Option.FULL_DATES,
     "113107": Option.MODIFIED_DATES, "113108": Option.PATIENT, "113109": Option.DEVICE, "113110": Option.UIDS,
-    "113112": Option.INSTITUTION,
+    "113111": Option.SAFE_PRIVATE, "113112": Option.INSTITUTION,
 }  # fmt: skip
 
 
@@ -74,15 +76,31 @@ class AuditFinding:
 class Auditor:
     """Audits files against the profile with ``options``; see the module."""
 
-    def __init__(self, options: Iterable[Option]) -> None:
+    def __init__(self, options: Iterable[Option], site: SiteRecipe | None = None) -> None:
         self._options = frozenset(options)
+        self._site = site or SiteRecipe()
         self._by_tag = {row.tag: self._expected(row) for row in table.rows()}
+        for tag, rule in self._site.by_tag().items():
+            self._by_tag[tag] = _site_word(rule, self._by_tag.get(tag, "any"))
+        self._safe_private = self._site.safe_private(safe_private.elements())
         # Tags whose original value may stand in the result: kept or cleaned by an option that is on.
-        loose = ("any", "cleaned", "age", "offset")
+        loose = ("any", "cleaned", "age", "offset", "term")
         self._unsearched = frozenset(tag for tag, word in self._by_tag.items() if word in loose)
 
-    def check(self, original: Path, written: Path, subject: Subject) -> None:
+    def check(
+        self,
+        original: Path,
+        written: Path,
+        subject: Subject,
+        masked: Masked = (),
+        *,
+        examined: bool = False,
+        seen: Seen = UNSEEN,
+    ) -> None:
         """Return when nothing was found.
+
+        ``masked`` holds what was blanked in each frame, as (top, left, bottom, right); empty: the pixel bytes must be
+        the original ones. ``examined``: the pixels may show text and are read here too. ``seen``: what a person asked.
 
         Raises
         ------
@@ -90,7 +108,7 @@ class Auditor:
             Reason ``audit``: something was found, or a file could not be read to its end.
         """
         try:
-            found = self.findings(original, written, subject)
+            found = self.findings(original, written, subject, masked, examined=examined, seen=seen)
         except DicomnodeError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever stops the audit means that nothing was proved)
@@ -103,7 +121,16 @@ class Auditor:
                 "audit", f"{first.rule}{more}", place=first.place, advice="the de-identified copy was discarded"
             )
 
-    def findings(self, original: Path, written: Path, subject: Subject) -> list[AuditFinding]:
+    def findings(
+        self,
+        original: Path,
+        written: Path,
+        subject: Subject,
+        masked: Masked = (),
+        *,
+        examined: bool = False,
+        seen: Seen = UNSEEN,
+    ) -> list[AuditFinding]:
         """Everything that is wrong with ``written``, in the order of the file."""
         with silenced(), contextlib.ExitStack() as stack:
             before = stack.enter_context(_open(original))
@@ -115,7 +142,13 @@ class Auditor:
             found += self._element_findings(before.ds, after.ds, needles, subject)
             found += self._statement_findings(after.ds)
             found += _raw_findings(after, needles)
-            found += _pixel_findings(before, after)
+            found += [AuditFinding(*one) for one in seen.findings(before.ds, after.ds, masked)]
+            if masked:
+                found += _masked_findings(before, after, pixel_audit.compare(original, written, masked))
+            else:
+                found += _pixel_findings(before, after)
+        if examined and not found and pixel_audit.reads(written, needles.words, needles.ids):
+            found.append(AuditFinding("pixel data", "a name or an id of the original object can be read in them"))
         return found
 
     def _expected(self, row: Row) -> str:
@@ -131,7 +164,7 @@ class Auditor:
             if row.vr in leaks.TEXT_VRS - {"AE", "CS", "PN", "UR"}:
                 return "cleaned"
         elif "K" in cells.values() and row.vr:  # what the dictionary does not know is not kept
-            return "age" if row.tag == _AGE_TAG else "any"
+            return "age" if row.vr == "AS" else "term" if row.keyword in _terms() else "any"
         if row.basic == "U":
             return "uid"
         if "U*" in row.basic:
@@ -153,10 +186,16 @@ class Auditor:
     def _element_findings(
         self, before: Dataset, after: Dataset, needles: leaks.Needles, subject: Subject
     ) -> Iterator[AuditFinding]:
+        private: dict[leaks.Path, str] = {}
+        if Option.SAFE_PRIVATE in self._options:
+            private = dict(private_audit.violations(after, self._safe_private, _is_clean, _is_code))
         dates = {path: element for path, element in leaks.elements(before) if element.VR in leaks.DATE_VRS}
         for path, element in leaks.elements(after):
             tag = int(element.tag)
-            rule = _tag_violation(tag)
+            is_private = bool(tag >> 16 & 1)
+            rule = private.get(path, "") if is_private and Option.SAFE_PRIVATE in self._options else _tag_violation(tag)
+            if not rule and is_private and any(leaks.name_in(str(one), needles) for one in _texts(element)):
+                rule = "a private text has a word of a person's name"
             if not rule and tag in _SUBJECT_TAGS:
                 rule = "" if str(element.value) == subject.pseudonym else "it is not the pseudonym"
             elif not rule and not (len(path) == 1 and tag in _OWN_TAGS):
@@ -173,7 +212,9 @@ class Auditor:
         if expected == "absent":
             return "an attribute that the profile removes is there"
         if element.VR == "UI":
-            return "" if all(self._is_safe_uid(str(one), needles) for one in held) else "a UID was not replaced"
+            kept = int(element.tag) in self._unsearched  # an option keeps it: UIDs of devices
+            safe = kept or all(self._is_safe_uid(str(one), needles) for one in held)
+            return "" if safe else "a UID was not replaced"
         if (form := _FORMS.get(element.VR)) and not all(form.fullmatch(str(one)) for one in held):
             return "a number or a time is something else"
         if expected == "nothing" and not all(_says_nothing(one) for one in held):
@@ -186,6 +227,10 @@ class Auditor:
             return "an age is not one, or over 89 years"
         if expected == "offset" and not all(re.fullmatch(r"[+-]\d{4}", str(one)) for one in held):
             return "not an offset from UTC"
+        if expected == "cleaned" and any(leaks.name_in(str(one), needles) for one in held):
+            return "a descriptive text has a word of a person's name"
+        if expected == "term" and not all(_is_term(element.keyword, str(one)) for one in held):
+            return "a characteristic of the patient is none of its terms"
         if expected in ("cleaned", "shifted", "nothing"):
             return ""
         kind = leaks.first_leak(element, needles)
@@ -200,10 +245,16 @@ class Auditor:
         """What the object says about its own de-identification, PS3.15 E.1.1 and E.3.6."""
         if ds.get("PatientIdentityRemoved") != "YES":
             yield AuditFinding(_place((_REMOVED_TAG,)), "it must say YES")
-        if not _METHOD.fullmatch(str(ds.get("DeidentificationMethod", ""))):
+        count = len(self._site.exceptions)
+        said = _METHOD.fullmatch(str(ds.get("DeidentificationMethod", "")))
+        if not said or (said[1] or "") != (f", {count} exceptions" if count else ""):
             yield AuditFinding(_place((_METHOD_TAG,)), "it must name this node's recipe and nothing else")
         codes = {str(item.get("CodeValue", "")) for item in ds.get("DeidentificationMethodCodeSequence", [])}
-        known = {_PROFILE_CODE} | {code for code, option in _CODES.items() if option in self._options}
+        known = (set() if count else {_PROFILE_CODE}) | {
+            code for code, option in _CODES.items() if option in self._options
+        }
+        if not any(element.tag.is_private for _, element in leaks.elements(ds)):
+            known.discard("113111")  # nothing private was kept: nothing to claim
         optional = {"113101"}  # claimed for objects whose pixels are known to be clean
         if not known - optional <= codes <= known:
             yield AuditFinding(_place((_CODES_TAG,)), "the codes are not those of the profile and its options")
@@ -308,6 +359,44 @@ def _is_clean(text: str) -> bool:
     return True
 
 
+@functools.cache
+def _terms() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for line in table.data_lines("terms.txt"):
+        keyword, _, words = line.partition(":")
+        found.setdefault(keyword, set()).update(words.casefold().split())
+    return found
+
+
+def _is_term(keyword: str, text: str) -> bool:
+    if _terms()[keyword] == {"0-999"}:
+        return not text or re.fullmatch(r"[0-9]{1,3}(\.[0-9]{,6})?", text.strip()) is not None
+    return all(word in _terms()[keyword] for word in re.findall(r"[^\W_]+", text.casefold()))
+
+
+def _site_word(rule: SiteRule, now: str) -> str:
+    """What a site's rule asks of an attribute, as one word of ``Auditor._expected``; ``now``: without the rule."""
+    if rule.action is SiteAction.REMOVE:
+        return "absent"
+    if rule.action is SiteAction.BLANK:
+        return now if now == "absent" else "nothing"
+    if rule.action is SiteAction.CLEAN:
+        return "cleaned" if rule.exception or now in ("any", "age", "term", "offset") else now
+    return "any" if rule.exception else now
+
+
+def _is_code(text: str) -> bool:
+    """A private code: words of the vocabulary or codes, and numbers of at most three digits."""
+    known = _vocabulary() | _terms()["PrivateCode"]
+    return all(
+        word in known or re.fullmatch(r"\d{1,3}(\.\d{1,3})?", word) for word in _CODE_WORD.findall(text.casefold())
+    )
+
+
+def _texts(element: DataElement) -> list[object]:
+    return leaks.values(element) if element.VR in leaks.TEXT_VRS and element.tag.element > 0xFF else []
+
+
 def _is_age(text: str) -> bool:
     match = _AGE.fullmatch(text)
     return match is not None and (match[2] != "Y" or int(match[1]) <= 90)  # 090Y stands for all over 89
@@ -354,6 +443,19 @@ def _pixel_findings(before: _Opened, after: _Opened) -> Iterator[AuditFinding]:
     needed = get_expected_length(after.ds) if native else end - start
     if not needed <= last - first <= end - start or not _same_bytes(before.stream, start, after.stream, first, last):
         yield AuditFinding("pixel data", "they differ from the original ones")
+
+
+def _masked_findings(before: _Opened, after: _Opened, rule: str) -> Iterator[AuditFinding]:
+    """Of a masked image: what ``pixel_audit.compare`` says, the header's word, and the file's end."""
+    if rule:
+        yield AuditFinding("pixel data", rule)
+    if after.ds.get("BurnedInAnnotation") != "NO":
+        yield AuditFinding("(0028,0301)", "it must say NO after masking")
+    if before.ds.get("LossyImageCompression") == "01" and after.ds.get("LossyImageCompression") != "01":
+        yield AuditFinding("(0028,2110)", "pixels that were compressed with loss stay so")
+    value = _pixel_value(after) if after.head is not None else None
+    if after.head is not None and (value is None or value[1] != after.size):
+        yield AuditFinding("end of file", "the pixel data are damaged, or there are bytes after them")
 
 
 def _pixel_value(opened: _Opened) -> tuple[int, int] | None:

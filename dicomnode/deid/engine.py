@@ -1,52 +1,52 @@
-"""De-identifies one received image: gate, recipe applied by ``deid``, pixel bytes copied, file written at once.
+"""De-identifies one received image: gate, pixels, recipe applied by ``deid``, file written at once.
 
 The header goes through ``deid`` with the rules of recipe.py; what its rules cannot say (private and unknown
-elements, whole groups, file meta, preamble) is done here before. It never decodes pixels and never changes the
-transfer syntax. Whatever goes wrong, nothing is left at the destination. Sources: PS3.15 Annex E, PS3.10 7.1.
+elements, whole groups, file meta, preamble) is done here before. The pixel bytes are copied, unless pixel_mask.py
+gives others. Whatever goes wrong, nothing is left at the destination. Sources: PS3.15 Annex E, PS3.10 7.1.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from deid.config import DeidRecipe
 from deid.dicom.fields import DicomField, FieldsWithLookups
 from deid.dicom.parser import DicomParser
 from deid.logger import bot
 from deid.utils import parse_value
-from pydicom import dcmwrite
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from dicomnode.deid import gate, table
+from dicomnode.deid import faces, gate, table
 from dicomnode.deid.audit import Auditor
+from dicomnode.deid.by_hand import NOTHING, ByHand
+from dicomnode.deid.faces import Face
 from dicomnode.deid.options import OPTION_CODES, PROFILE_CODE, Option
+from dicomnode.deid.pixel_audit import Seen
+from dicomnode.deid.pixel_mask import PixelCleaner, PixelOutcome
+from dicomnode.deid.pixel_policy import PixelPolicy, text_of
+from dicomnode.deid.private import keep_safe
 from dicomnode.deid.pseudonym import Subject, pseudo_uid, shift_date, shift_datetime
 from dicomnode.deid.quiet import safe_error, silenced
 from dicomnode.deid.recipe import Recipe
-from dicomnode.deid.result import DeidResult
-from dicomnode.deid.source import Source, file_head, open_source
-from dicomnode.deid.text import clean
-from dicomnode.domain import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, OriginalUid, PseudoUid
-from dicomnode.errors import DeidError, DicomnodeError, QuarantineError
+from dicomnode.deid.result import COPIED, EXAMINED, MASKED, DeidResult
+from dicomnode.deid.source import Source, open_source
+from dicomnode.deid.text import clean, name_words, term
+from dicomnode.deid.writing import file_meta, whole_file, write_object
+from dicomnode.domain import OriginalUid, PseudoUid
+from dicomnode.errors import DeidError, DicomnodeError
 
-# Implementation of the files we write (PS3.10 7.1): the node's constant under 2.25 (docs/conformance.md).
 METHOD = "dicomnode: PS3.15 Annex E, recipe "  # and the first 12 digits of the recipe's hash
 AGE_LIMIT = 90  # years; older patients are 090Y (45 CFR 164.514(b)(2)(i)(C): ages over 89)
-_COPY_BLOCK = 1 << 20
-_META_LENGTH_VALUE = 128 + 4 + 8  # preamble, prefix, head of (0002,0000), PS3.10 7.1
 _AGE = re.compile(r"(\d{3})([DWMY])")
 _OFFSET = re.compile(r"[+-]\d{4}")
 _TRAILING_PADDING = 0xFFFCFFFC
@@ -78,6 +78,8 @@ class Deidentifier:
         Whether the independent audit decides before the file gets its name. Only tests of the audit turn it off.
     unwanted : sequence of functions
         Which tags go before the recipe is applied; tests leave one out to prove the audit.
+    pixels : PixelPolicy
+        What is done about text in pixels, and about faces.
     """
 
     def __init__(
@@ -88,15 +90,19 @@ class Deidentifier:
         fsync: bool = True,
         audited: bool = True,
         unwanted: Iterable[Callable[[int], bool]] | None = None,
+        pixels: PixelPolicy | None = None,
     ) -> None:
         self.recipe = recipe
         self._uid_key = uid_key
         self._fsync = fsync
-        self._auditor = Auditor(recipe.options) if audited else None
+        self._pixels = PixelCleaner(pixels)
+        self._auditor = Auditor(recipe.options, recipe.site) if audited else None
         self._unwanted = tuple(UNWANTED if unwanted is None else unwanted)
 
-    def deidentify(self, src: Path, dst: Path, subject: Subject) -> DeidResult:
+    def deidentify(self, src: Path, dst: Path, subject: Subject, by_hand: ByHand = NOTHING) -> DeidResult:
         """Write the de-identified copy of ``src`` to ``dst``, which appears whole and audited, or not at all.
+
+        ``by_hand``: what a person who looked at its picture decided.
 
         Raises
         ------
@@ -111,28 +117,48 @@ class Deidentifier:
                 source = open_source(src)
                 stack.callback(source.stream.close)
                 gate.check(source)
-                return self._write(source, dst, subject, started)
+                face = Face.NONE if by_hand.no_face else faces.judge(source)
+                if self._pixels.policy.faces == "quarantine":
+                    faces.refuse(face)
+                dst.parent.mkdir(parents=True, exist_ok=True)
+                pixels = self._pixels.clean(source, dst.parent, by_hand)
+                stack.callback(pixels.close)
+                result = self._write(source, pixels, dst, subject, face, by_hand)
+                return replace(result, seconds=time.perf_counter() - started)
         except DicomnodeError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 (deid raises and exits with values in its text)
             raise safe_error(error) from None
 
-    def _write(self, source: Source, dst: Path, subject: Subject, started: float) -> DeidResult:
+    def _write(
+        self, source: Source, pixels: PixelOutcome, dst: Path, subject: Subject, face: Face, by_hand: ByHand
+    ) -> DeidResult:
         ds = source.ds
+        features = faces.statement(face, text_of(ds, _FEATURES).upper(), no_face=by_hand.no_face)
         original = [OriginalUid(str(ds[name].value)) for name in _UID_KEYWORDS]
         modality, sop_class = str(ds.get("Modality") or ""), str(ds.SOPClassUID)
-        functions = HeaderFunctions(self.recipe, self._uid_key, subject, gate.pixels_known_clean(ds))
+        functions = HeaderFunctions(self.recipe, self._uid_key, subject, pixels.clean, names_in(ds))
         expected = None if source.transfer_syntax.is_encapsulated else source.native_length()
-        remove_unwanted(ds, self._unwanted)
+        unwanted = self._unwanted
+        if Option.SAFE_PRIVATE in self.recipe.options:
+            functions.keep_safe_private(ds, little=source.transfer_syntax.is_little_endian)
+            unwanted = tuple(judge for judge in unwanted if judge is not is_private)
+        remove_unwanted(ds, unwanted)
         apply_recipe(ds, self.recipe, functions, sop_class)
         ds.file_meta = file_meta(ds, source)
+        pixels.restate(ds)
+        ds.pop(_FEATURES, None)
+        if features:
+            setattr(ds, _FEATURES, features)
         ds.preamble = b"\0" * 128
-        with _whole_file(dst, fsync=self._fsync) as (out, path):
-            _write_object(out, source, expected)
+        with whole_file(dst, fsync=self._fsync) as (out, path):
+            write_object(out, source, expected, pixels)
             out.flush()
             n_bytes = out.tell()
             if self._auditor is not None:
-                self._auditor.check(source.path, path, subject)
+                asked = tuple(by_hand.in_frame(number) for number in range(1, source.frames() + 1))
+                seen = Seen(asked if by_hand.masks else (), no_face=by_hand.no_face)
+                self._auditor.check(source.path, path, subject, pixels.masked, examined=pixels.examined, seen=seen)
         instance, series, study = (PseudoUid(str(ds[name].value)) for name in _UID_KEYWORDS)
         return DeidResult(
             dst=dst,
@@ -148,10 +174,13 @@ class Deidentifier:
             n_frames=source.frames(),
             n_bytes=n_bytes,
             recipe_sha256=self.recipe.sha256,
-            seconds=time.perf_counter() - started,
+            seconds=0.0,
+            face=face,
+            pixels=MASKED if pixels.masked else EXAMINED if pixels.examined else COPIED,
         )
 
 
+_FEATURES = "RecognizableVisualFeatures"
 _UID_KEYWORDS = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 
 
@@ -164,6 +193,23 @@ def walk(ds: Dataset) -> Iterator[Dataset]:
         for element in here:
             if element.VR == "SQ":
                 pending.extend(element.value or ())
+
+
+def names_in(ds: Dataset) -> frozenset[str]:
+    """Words of every person's name in the object, private elements included; in lower case."""
+    names: list[str] = []
+    pending = [ds]
+    while pending:
+        item = pending.pop()
+        for tag in item.keys():  # noqa: SIM118 (raw: what is removed unread may be unreadable)
+            vr = item.get_item(tag).VR
+            if vr in (None, "UN") and not tag.is_private and dictionary_has_tag(tag):
+                vr = dictionary_VR(tag)
+            if vr == "PN":
+                names += [str(one) for one in _values(item[tag])]
+            elif vr == "SQ":
+                pending.extend(item[tag].value or ())
+    return name_words(names)
 
 
 def is_private(tag: int) -> bool:
@@ -193,21 +239,41 @@ def remove_unwanted(ds: Dataset, unwanted: Iterable[Callable[[int], bool]]) -> N
 class HeaderFunctions:
     """The functions that the recipe names, for one object. ``deid`` calls them with the element as ``field``."""
 
-    def __init__(self, recipe: Recipe, uid_key: bytes, subject: Subject, pixels_clean: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, uid_key: bytes, subject: Subject, pixels_clean: bool, names: frozenset[str]
+    ) -> None:
         self._recipe = recipe
         self._uid_key = uid_key
         self._subject = subject
         self._pixels_clean = pixels_clean
+        self._names = names
+        self._private_kept = 0
+
+    def keep_safe_private(self, ds: Dataset, *, little: bool) -> None:
+        """Reduce the private elements to the safe ones; the option is claimed only where one stays."""
+        treat: dict[str, Callable[[DataElement], Any]] = {}
+        options = self._recipe.options
+        treat["UI"] = _same if Option.UIDS in options else self.lookup_uid
+        if Option.MODIFIED_DATES in options:
+            treat |= {"DA": self._shift, "DT": self._shift, "TM": _same}
+        elif Option.FULL_DATES in options:
+            treat |= dict.fromkeys(("DA", "DT", "TM"), _same)
+        self._private_kept = keep_safe(ds, self._recipe.safe_private, self._names, treat, little=little)
+
+    def lookup_uid(self, element: DataElement) -> Any:
+        """Each UID of the element by its pseudonymous one."""
+        return _each(element, lambda uid: pseudo_uid(self._uid_key, uid))
 
     def lookup(self) -> dict[str, Callable[..., Any]]:
         """By the names of ``recipe.FUNCTIONS``."""
         by_element = {
             "blank": _blank,
             "dummy": self._dummy,
-            "uid": lambda element: _each(element, lambda uid: pseudo_uid(self._uid_key, uid)),
+            "uid": self.lookup_uid,
             "pid": lambda _: str(self._subject.pseudonym),
             "shift": self._shift,
-            "clean": lambda element: _each(element, clean),
+            "clean": lambda element: _each(element, lambda text: clean(text, self._names)),
+            "term": lambda element: _each(element, lambda text: term(element.keyword, text)),
             "age": lambda element: _each(element, _capped_age),
             "timezone": lambda element: _each(element, lambda text: text if _OFFSET.fullmatch(text) else ""),
         }
@@ -218,7 +284,7 @@ class HeaderFunctions:
 
     def _dummy(self, element: DataElement) -> Any:
         if element.VR == "UI":
-            return _each(element, lambda uid: pseudo_uid(self._uid_key, uid))
+            return self.lookup_uid(element)
         if element.VR == "SQ":
             return Sequence()
         return b"\0\0" if element.VR in _BINARY_VRS else DUMMIES[element.VR]
@@ -231,9 +297,12 @@ class HeaderFunctions:
         if field == "LongitudinalTemporalInformationModified":
             return self._recipe.temporal
         if field == "DeidentificationMethod":
-            return METHOD + self._recipe.sha256[:12]
+            exceptions = len(self._recipe.exceptions)
+            return METHOD + self._recipe.sha256[:12] + (f", {exceptions} exceptions" if exceptions else "")
         applied = self._recipe.options if self._pixels_clean else self._recipe.options - {Option.PIXEL_DATA}
-        codes = [PROFILE_CODE, *sorted(OPTION_CODES[option] for option in applied)]
+        applied = applied if self._private_kept else applied - {Option.SAFE_PRIVATE}
+        profile = [] if self._recipe.exceptions else [PROFILE_CODE]  # with exceptions it is not that profile
+        codes = [*profile, *sorted(OPTION_CODES[option] for option in applied)]
         return Sequence([_code_item(value, meaning) for value, meaning in codes])
 
 
@@ -247,6 +316,10 @@ def _on_element(function: Callable[[DataElement], Any]) -> Callable[..., Any]:
     return lambda field, **_: function(field.element)
 
 
+def _same(element: DataElement) -> Any:
+    return element.value
+
+
 def _blank(element: DataElement) -> Any:
     return Sequence() if element.VR == "SQ" else element.empty_value
 
@@ -258,9 +331,13 @@ def _each(element: DataElement, function: Callable[[str], str]) -> Any:
         return ""
     if isinstance(value, bytes):
         return b""  # a text VR that was not decoded is not understood: drop it
-    values = value if isinstance(value, (MultiValue, list, tuple)) else [value]
-    changed = [function(str(one)) for one in values]
+    changed = [function(str(one)) for one in _values(element)]
     return changed[0] if len(changed) == 1 else changed
+
+
+def _values(element: DataElement) -> list[Any]:
+    value = element.value
+    return list(value) if isinstance(value, (MultiValue, list, tuple)) else [value]
 
 
 def _capped_age(text: str) -> str:
@@ -342,82 +419,3 @@ def apply_recipe(ds: Dataset, recipe: Recipe, functions: HeaderFunctions, sop_cl
     for name, function in functions.lookup().items():
         parser.define(name, function)
     parser.parse()
-
-
-def file_meta(ds: Dataset, source: Source) -> FileMetaDataset:
-    """A new file meta group with nothing of the sender's (PS3.10 table 7.1-1)."""
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\0\1"
-    meta.MediaStorageSOPClassUID = ds.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    meta.TransferSyntaxUID = source.transfer_syntax
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    return meta
-
-
-@contextlib.contextmanager
-def _whole_file(dst: Path, *, fsync: bool) -> Iterator[tuple[BinaryIO, Path]]:
-    """A temporary file beside ``dst`` that takes its name when the block ends well, and is deleted when not."""
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=dst.parent, prefix=".deid-", delete=False) as temporary:
-        path = Path(temporary.name)
-        try:
-            yield cast(BinaryIO, temporary), path
-            if fsync:
-                os.fsync(temporary.fileno())
-            path.replace(dst)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-    if fsync:
-        folder = os.open(dst.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _write_object(out: BinaryIO, source: Source, expected: int | None) -> None:
-    """Preamble, file meta and header from the data set, then the pixel element's bytes from the source."""
-    if not source.deflated:
-        dcmwrite(out, source.ds, enforce_file_format=True)
-        _copy_pixels(out, source, expected)
-        return
-    meta = source.ds.file_meta
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    with tempfile.SpooledTemporaryFile(max_size=_COPY_BLOCK) as plain:
-        stream = cast(BinaryIO, plain)
-        dcmwrite(stream, source.ds, enforce_file_format=True)
-        _copy_pixels(stream, source, expected)
-        stream.seek(_META_LENGTH_VALUE)
-        body = stream.tell() + 4 + int.from_bytes(stream.read(4), "little")
-        meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-        out.write(file_head(meta))
-        stream.seek(body)
-        packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-        while block := stream.read(_COPY_BLOCK):
-            out.write(packer.compress(block))
-        out.write(packer.flush())
-
-
-def _copy_pixels(out: BinaryIO, source: Source, expected: int | None) -> None:
-    """The pixel element as it stands in the source; native values lose what lies beyond the last pixel."""
-    span = source.pixels
-    assert span is not None
-    stream = source.stream
-    stream.seek(span.head)
-    head = stream.read(span.value - span.head)
-    length = span.end - span.value
-    if expected is not None and length > expected + expected % 2:
-        length = expected + expected % 2
-        order = "little" if source.transfer_syntax.is_little_endian else "big"
-        head = head[:-4] + length.to_bytes(4, "little" if order == "little" else "big")
-    out.write(head)
-    copied = 0
-    while copied < length:
-        block = stream.read(min(_COPY_BLOCK, length - copied))
-        if not block:
-            raise QuarantineError("truncated", "the file ends inside the pixel data", advice="send it again")
-        out.write(block)
-        copied += len(block)

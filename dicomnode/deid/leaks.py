@@ -22,6 +22,7 @@ from dicomnode.deid import table
 TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 DATE_VRS = frozenset({"DA", "DT"})
 BYTE_VRS = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
+MIN_NAME = 3  # letters of a name that a cleaned text may not have, whatever else the word means
 MIN_WORD = 4  # shorter words occur by chance
 MIN_SUBSTRING = 6  # from here on a needle inside a longer word counts too
 MIN_RAW_DIGITS = 12  # the raw header holds UIDs of 39 digits: six given digits occur in one of 3000 of them by chance
@@ -30,6 +31,7 @@ BYTES_SEARCHED = 1 << 16  # of a binary value: lookup tables beyond it hold no t
 # Attributes whose values number a person, a visit or an order, by the Standard's own naming.
 _ID_KEYWORD = re.compile(r"(ID|IDs|Number|Identifier|UniqueID)$")
 _WORD = re.compile(r"[^\W_]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
 _DATE = re.compile(r"(\d{4})(\d{2})(\d{2})")
 _MULTIBYTE = ("shift_jis", "iso2022_jp", "euc_kr", "gb18030", "iso8859_5", "iso8859_7", "cp1255", "iso8859_6")
 Path = tuple[int, ...]
@@ -75,10 +77,12 @@ class Needles:
     """What must not occur in the written object. All in lower case."""
 
     words: set[str] = field(default_factory=set)  # of names
+    names: set[str] = field(default_factory=set)  # of names too, the common words among them
     ids: set[str] = field(default_factory=set)  # without separators
     texts: set[str] = field(default_factory=set)  # whole values
     dates: set[str] = field(default_factory=set)  # eight digits, three orders
     uids: set[str] = field(default_factory=set)
+    kept_uids: set[str] = field(default_factory=set)  # by an option: what they begin with is known with them
 
     @classmethod
     def of(cls, originals: Iterable[Dataset], kept: frozenset[int], pseudonym: str) -> Needles:
@@ -90,6 +94,7 @@ class Needles:
         needles.words = {word for word in needles.words if len(word) >= MIN_WORD and not _is_common(word)}
         needles.ids = {one for one in needles.ids if len(one) >= MIN_WORD and not _is_common(one)}
         needles.texts = {text for text in needles.texts if len(text) >= MIN_WORD and not _is_common(text)}
+        needles.uids = {uid for uid in needles.uids if not any(uid in kept_uid for kept_uid in needles.kept_uids)}
         for found in (needles.words, needles.ids, needles.texts):
             found -= {pseudonym.casefold(), _squash(pseudonym)}
         return needles
@@ -97,9 +102,8 @@ class Needles:
     def _add(self, element: DataElement, kept: bool) -> None:
         tag = int(element.tag)
         if element.VR == "UI":
-            self.uids.update(
-                uid for one in values(element) if (uid := str(one).strip("\0 ")) and not is_public_uid(uid)
-            )
+            found = {uid for one in values(element) if (uid := str(one).strip("\0 ")) and not is_public_uid(uid)}
+            (self.kept_uids if kept else self.uids).update(found)
             return
         row = table.by_tag().get(tag)
         if element.VR != "PN" and (row is None or kept):
@@ -116,6 +120,7 @@ class Needles:
         self.texts.add(" ".join(text.casefold().split()))
         if element.VR == "PN":
             self.words.update(_WORD.findall(text.casefold()))
+            self.names.update(word for word in _LETTERS.findall(text.casefold()) if len(word) >= MIN_NAME)
         elif _ID_KEYWORD.search(element.keyword):
             self.ids.add(_squash(text))
 
@@ -146,6 +151,11 @@ def _date_forms(text: str) -> set[str]:
         return set()
     year, month, day = match.groups()
     return {year + month + day, day + month + year, month + day + year}
+
+
+def name_in(text: str, needles: Needles) -> bool:
+    """Whether a cleaned text has a word of a person's name in the original."""
+    return not needles.names.isdisjoint(_WORD.findall(text.casefold()))
 
 
 def first_leak(element: DataElement, needles: Needles) -> str:

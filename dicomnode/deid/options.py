@@ -47,7 +47,6 @@ OPTION_CODES = {
     Option.INSTITUTION: ("113112", "Retain Institution Identity Option"),
 }
 _REFUSED = {
-    Option.SAFE_PRIVATE: "private attributes are always removed, no private block is proved safe here",
     Option.STRUCTURED: "content trees are always removed, they are not cleaned",
     Option.GRAPHICS: "overlays, curves and graphic annotations are always removed, they are not cleaned",
     Option.VISUAL_FEATURES: "faces are not removed from head images",

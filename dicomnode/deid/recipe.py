@@ -13,20 +13,22 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 
 from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import keyword_for_tag
 
-from dicomnode.deid import iod, table
+from dicomnode.deid import iod, safe_private, table
 from dicomnode.deid.options import PROFILE, Option, parse
+from dicomnode.deid.site import SiteAction, SiteRecipe, SiteRule, load
 from dicomnode.deid.table import Row
-from dicomnode.errors import DeidError
+from dicomnode.deid.text import terms
+from dicomnode.errors import DeidError, SettingsError
 
 TEXT_VRS = frozenset({"LO", "LT", "SH", "ST", "UC", "UT"})
 TIMEZONE_OFFSET = 0x00080201
 _PATIENT_ID = 0x00100020
 _PATIENT_NAME = 0x00100010
-_PATIENT_AGE = 0x00101010
 # Its text is prose about an earlier de-identification; ours replaces it.
 _EARLIER_METHODS = (0x00120063, 0x00120064)
 _COMMAND_META_DIRECTORY = (0x0000, 0x0002, 0x0004)  # groups that are not part of an image's data set
@@ -45,10 +47,13 @@ class Action(StrEnum):
     CLEAN = "clean"
     AGE = "age"
     TIMEZONE = "timezone"
+    TERM = "term"
 
 
 # Functions that the engine defines for REPLACE and ADD rules.
-FUNCTIONS = frozenset({"blank", "dummy", "uid", "pid", "shift", "clean", "age", "timezone", "methods", "identity"})
+FUNCTIONS = frozenset(
+    {"blank", "dummy", "uid", "pid", "shift", "clean", "age", "timezone", "term", "methods", "identity"}
+)
 _RULE_FIELD = re.compile(r"\([0-9A-F]{4},[0-9A-F]{4}\)|[A-Z][A-Za-z]+")
 _DEID_ACTIONS = frozenset({"REMOVE", "REPLACE", "ADD"})  # the only ones used here, each tested against deid
 
@@ -105,7 +110,8 @@ def _with_options(row: Row, options: frozenset[Option]) -> Rule:
     if "C" in cells.values():
         return Rule.always(Action.CLEAN) if row.vr in TEXT_VRS else basic
     if "K" in cells.values() and row.vr:
-        return Rule.always(Action.AGE if row.tag == _PATIENT_AGE else Action.KEEP)
+        special = Action.AGE if row.vr == "AS" else Action.TERM if row.keyword in terms() else Action.KEEP
+        return Rule.always(special)
     return basic
 
 
@@ -143,6 +149,8 @@ class Recipe:
     options: frozenset[Option]
     rules: Mapping[int, Rule]
     additions: tuple[str, ...]
+    safe_private: Mapping[safe_private.Key, safe_private.SafeElement] = field(default_factory=dict)
+    site: SiteRecipe = field(default_factory=SiteRecipe)
     sha256: str = field(default="")
 
     @property
@@ -151,6 +159,16 @@ class Recipe:
         if Option.FULL_DATES in self.options:
             return "UNMODIFIED"
         return "MODIFIED" if Option.MODIFIED_DATES in self.options else "REMOVED"
+
+    @property
+    def exceptions(self) -> tuple[str, ...]:
+        """Where the site lets through more than the profile and its options: one line each, with its reason."""
+        return self.site.exceptions
+
+    def site_rule(self, tag: int) -> str:
+        """The site's rule that decided about a public attribute, in words; empty where there is none."""
+        rule = self.site.by_tag().get(tag)
+        return rule.why if rule else ""
 
     def action(self, tag: int, sop_class: str) -> Action:
         """What happens to ``tag`` in an object of ``sop_class``."""
@@ -186,13 +204,45 @@ _ADDED = {
 }
 
 
-def compile_recipe(profile: str = PROFILE, options: Iterable[str] = ()) -> Recipe:
-    """The recipe for a profile and its options, checked.
+# What reveals less has the higher number.
+_STRENGTH = {
+    Action.KEEP: 0, Action.TERM: 1, Action.AGE: 1, Action.TIMEZONE: 1, Action.SHIFT: 1, Action.CLEAN: 2,
+    Action.DUMMY: 3, Action.UID: 3, Action.PID: 3, Action.BLANK: 4, Action.REMOVE: 5,
+}  # fmt: skip
+_SITE_RULES = {
+    SiteAction.REMOVE: Rule.always(Action.REMOVE),
+    SiteAction.BLANK: Rule(Action.DUMMY, Action.BLANK, Action.BLANK),
+    SiteAction.CLEAN: Rule.always(Action.CLEAN),
+    SiteAction.KEEP: Rule.always(Action.KEEP),
+}
+
+
+def _with_site(now: Rule, site: SiteRule) -> Rule:
+    """The rule of an attribute with a site's own: the stronger of both, or the site's where it names its exception."""
+    place, wanted = f"[deid] site_recipe, rule {site.number}", _SITE_RULES[site.action]
+    pairs = [(now.type1, wanted.type1), (now.type2, wanted.type2), (now.type3, wanted.type3)]
+    stronger = Rule(*(max(pair, key=_STRENGTH.__getitem__) for pair in pairs))
+    weakens = any(_STRENGTH[old] > _STRENGTH[new] for old, new in pairs) and site.action in ("keep", "clean")
+    if weakens and not site.exception:
+        line = f"'{site.action}' lets through more than the profile does: it needs an exception with its reason"
+        raise SettingsError(line, place=place, advice="name the exception or remove the rule")
+    if site.exception and not weakens:
+        raise SettingsError("an exception where nothing is weakened", place=place, advice="remove the exception")
+    if not weakens and stronger == now:
+        line = f"the profile and its options do what '{site.action}' asks, or more, without it"
+        raise SettingsError(line, place=place, advice="remove the rule")
+    return wanted if weakens else stronger
+
+
+def compile_recipe(
+    profile: str = PROFILE, options: Iterable[str] = (), site: SiteRecipe | Path | None = None
+) -> Recipe:
+    """The recipe for a profile and its options, with a site's own rules (or their file) on top, checked.
 
     Raises
     ------
     SettingsError
-        As ``options.parse``.
+        As ``options.parse``; or a rule of the site weakens without an exception, or changes nothing.
     DeidError
         The compiled recipe does not pass ``preflight``.
     """
@@ -203,7 +253,11 @@ def compile_recipe(profile: str = PROFILE, options: Iterable[str] = ()) -> Recip
     }
     rules[_PATIENT_ID] = rules[_PATIENT_NAME] = Rule.always(Action.PID)
     rules |= dict.fromkeys(_EARLIER_METHODS, Rule.always(Action.REMOVE))
-    recipe = Recipe(chosen, rules, tuple(_ADDED))
+    own = load(site, keeps_private=Option.SAFE_PRIVATE in chosen) if isinstance(site, Path) else site or SiteRecipe()
+    for tag, rule in own.by_tag().items():
+        rules[tag] = _with_site(rules.get(tag, Rule.always(Action.KEEP)), rule)
+    safe = own.safe_private(safe_private.elements()) if Option.SAFE_PRIVATE in chosen else {}
+    recipe = Recipe(chosen, rules, tuple(_ADDED), safe, own)
     preflight(recipe)
     return replace(recipe, sha256=_digest(recipe))
 
@@ -211,9 +265,13 @@ def compile_recipe(profile: str = PROFILE, options: Iterable[str] = ()) -> Recip
 def _digest(recipe: Recipe) -> str:
     rules = {f"{tag:08X}": [rule.type1, rule.type2, rule.type3] for tag, rule in recipe.rules.items()}
     words = {
-        name: table.data_file(name).read_text("utf-8") for name in ("iod-types.json", "vocabulary.txt", "units.txt")
+        name: table.data_file(name).read_text("utf-8")
+        for name in ("iod-types.json", "vocabulary.txt", "units.txt", "terms.txt", "name-cues.txt")
     }
-    text = json.dumps([sorted(recipe.options), rules, recipe.additions, words], sort_keys=True)
+    private = sorted([*one.key, one.vr, one.vm] for one in recipe.safe_private.values())
+    text = json.dumps(
+        [sorted(recipe.options), rules, recipe.additions, private, recipe.exceptions, words], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

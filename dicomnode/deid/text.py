@@ -1,18 +1,26 @@
 """Cleaner of descriptive text for the Clean Descriptors Option (PS3.15 E.3.5).
 
 It keeps words of an allow-list (``config/deid/vocabulary.txt``) and numbers with a unit, and drops everything
-else: names, ids, dates and room numbers go because nobody listed them. It never rewrites or guesses a word.
+else: names, ids, dates and room numbers go because nobody listed them. It never rewrites or guesses a word. Also the
+terms that a text of the Retain Patient Characteristics Option may have (``config/deid/terms.txt``, E.3.4).
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 
 from dicomnode.deid import table
+from dicomnode.deid.names import named
 
 # Letters and digits, with decimals: "CHEST", "T2", "1.5T", "5.0". Everything else separates.
 _TOKEN = re.compile(r"[^\W_]+(?:\.\d+[^\W_]*)?")
+_NAME_WORD = re.compile(r"[^\W\d_]+")
+SHORTEST_NAME = 3  # letters; two of them are CT, MR and the like more often than a name
+PRIVATE_CODE = "PrivateCode"  # in terms.txt: codes of safe private elements
+NUMBER = "0-999"  # in place of terms
+_SMALL_NUMBER = re.compile(r"\d{1,3}(?:\.\d{0,6})?")
 _NUMBER = re.compile(r"\d{1,3}(?:\.\d{1,3})?")
 _NUMBER_WITH_UNIT = re.compile(r"(\d{1,3}(?:\.\d{1,3})?)([^\W\d_][^\W_]*)")
 
@@ -29,19 +37,60 @@ def units() -> frozenset[str]:
     return frozenset(word for line in table.data_lines("units.txt") for word in line.casefold().split())
 
 
-def clean(text: str) -> str:
-    """The allowed words of ``text`` in their order, joined by one space; empty where none is allowed."""
-    tokens = _TOKEN.findall(text)
+@functools.cache
+def terms() -> dict[str, frozenset[str]]:
+    """By keyword: the words that a kept text may be made of, in lower case."""
+    found: dict[str, frozenset[str]] = {}
+    for line in table.data_lines("terms.txt"):
+        keyword, words = line.split(":", 1)
+        found[keyword] = found.get(keyword, frozenset()) | frozenset(words.casefold().split())
+    return found
+
+
+def term(keyword: str, text: str) -> str:
+    """``text`` where each of its words is a term of the attribute, else empty."""
+    if NUMBER in terms()[keyword]:
+        return text if _SMALL_NUMBER.fullmatch(text.strip()) else ""
+    words = [word.casefold() for word in _TOKEN.findall(text)]
+    return text if words and terms()[keyword].issuperset(words) else ""
+
+
+def clean_code(text: str, names: frozenset[str] = frozenset()) -> str:
+    """A code of a private element whole, or nothing: of words of the vocabulary, codes, numbers of three digits."""
+    words = [word.casefold() for word in _TOKEN.findall(text)]
+    known = vocabulary() | terms()[PRIVATE_CODE]
+    good = all((word in known or _NUMBER.fullmatch(word)) and word not in names for word in words)
+    return text if words and good else ""
+
+
+def name_words(names: Iterable[str]) -> frozenset[str]:
+    """The words of persons' names that a cleaned text may not have, be they in the vocabulary or not."""
+    words = (word.casefold() for name in names for word in _NAME_WORD.findall(name))
+    return frozenset(word for word in words if len(word) >= SHORTEST_NAME)
+
+
+def clean(text: str, names: frozenset[str] = frozenset()) -> str:
+    """The allowed words of ``text`` in their order, joined by one space; empty where none is allowed.
+
+    ``names`` (lower case) are words that go though the vocabulary has them: the patient is called Head. So do words
+    that a title or a relation introduces as a person's name (names.py).
+    """
+    matches = list(_TOKEN.finditer(text))
+    persons = named(text, matches)
+    tokens = [match[0] for match in matches]
     following = (*tokens[1:], "")[: len(tokens)]
     kept: list[str] = []
     number_before = False
-    for token, after in zip(tokens, following, strict=True):
+    for number, (token, after) in enumerate(zip(tokens, following, strict=True)):
+        if number in persons:
+            number_before = False
+            continue
         word = token.casefold()
         is_number = _NUMBER.fullmatch(word) is not None and after.casefold() in units()
         joined = _NUMBER_WITH_UNIT.fullmatch(word)
         if (
             is_number
-            or word in vocabulary()
+            or (word in vocabulary() and word not in names)
             or (joined is not None and joined[2] in units())
             or (number_before and word in units())
         ):

@@ -1,9 +1,12 @@
 """The pseudonym vault: which patient has which pseudonym, encrypted, and the keys that everything hangs on.
 
-One master key gives four derived keys (HKDF-SHA256): for UIDs, date shifts, finding a patient, and encrypting
-patient ids. Pseudonyms are random; without the vault's file nobody gets from one to a patient. It never writes a key
-into the database, never stores a patient id in clear, and never stores anything for a look-up that may not create.
-Sources: RFC 5869 (HKDF), PS3.15 E.1.1 (no unkeyed hashes), E.3.6 (one shift a patient).
+One master key gives a key for each use (``vault_key``): UIDs, date shifts, keyed hashes, finding a patient, encrypting
+patient ids. Pseudonyms are random; without the vault's file nobody gets from one to a patient. ``rekey`` begins a new
+epoch: patients are sealed and found by the new key, and the keys of the past stay, sealed, for the UIDs and dates that
+were made with them (docs/decisions/0006-key-rotation.md). Two ids of one patient are joined by ``merge``.
+
+It never writes a master key into the database, never stores a patient id in clear, and never stores anything for a
+look-up that may not create. Sources: PS3.15 E.1.1 (no unkeyed hashes), E.3.6 (one shift a patient).
 """
 
 from __future__ import annotations
@@ -15,142 +18,87 @@ import fcntl
 import hmac
 import json
 import os
+import re
 import secrets
-import shlex
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from dicomnode.deid.pseudonym import Subject, keyed_digest, pseudo_uid
+from dicomnode.deid.vault_key import KEY_BYTES, Keys
+from dicomnode.deid.vault_key import KeySource as KeySource  # callers need no other module
+from dicomnode.deid.vault_key import PatientKey as PatientKey
 from dicomnode.domain import OriginalUid, Pseudonym, PseudoUid
 from dicomnode.errors import NotFound, UsageError, VaultError
 
-KEY_BYTES = 32  # AES-256, HMAC-SHA256
 MAX_DAYS_BACK = 3650  # dates move 1 to 3650 days back: far enough to hide a birthday, never into the future
 PSEUDONYM_PREFIX = "DN-"
 _PSEUDONYM_BYTES = 10  # 16 base32 characters hold 80 bits; ten of them are shown
 _PSEUDONYM_CHARACTERS = 10
+PSEUDONYM = re.compile(rf"{PSEUDONYM_PREFIX}[A-Z2-7]{{{_PSEUDONYM_CHARACTERS}}}")
 _NONCE_BYTES = 12  # AES-GCM, NIST SP 800-38D
-_COMMAND_TIMEOUT_S = 30
 _BUSY_TIMEOUT_S = 30.0
 _ATTEMPTS = 5  # a random pseudonym of 50 bits that is taken five times running is no accident
 _CHECK = b"dicomnode vault 1"
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS vault (
-    id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL, key_check BLOB NOT NULL, created TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS patient (
-    lookup BLOB PRIMARY KEY, pseudonym TEXT NOT NULL UNIQUE, sealed BLOB NOT NULL, created TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS reidentification (
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS vault (
+    id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER NOT NULL, key_check BLOB NOT NULL, created TEXT NOT NULL,
+    unswept INTEGER NOT NULL DEFAULT 0)""",  # unswept: the file may still hold bytes of rows that are gone
+    """CREATE TABLE IF NOT EXISTS patient (
+    lookup BLOB PRIMARY KEY, pseudonym TEXT NOT NULL UNIQUE, sealed BLOB NOT NULL, created TEXT NOT NULL,
+    epoch INTEGER NOT NULL DEFAULT 1, merged_into TEXT)""",  # epoch: whose date key; merged_into: a pseudonym
+    """CREATE TABLE IF NOT EXISTS past_epoch (number INTEGER PRIMARY KEY, sealed BLOB NOT NULL)""",
+    """CREATE TABLE IF NOT EXISTS reidentification (
     id INTEGER PRIMARY KEY, pseudonym TEXT NOT NULL, reason TEXT NOT NULL, who TEXT NOT NULL, found INTEGER NOT NULL,
-    time TEXT NOT NULL
-);
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class KeySource:
-    """Where the master key comes from: a file, an environment variable, or a command's output; at most one.
-
-    With none of them it is the file ``default_file``, made at the first start. A key is 32 bytes, written as 64
-    hexadecimal digits or as base64.
-    """
-
-    default_file: Path
-    file: str = ""
-    env: str = ""
-    command: str = ""
-
-    def __post_init__(self) -> None:
-        if sum(map(bool, (self.file, self.env, self.command))) > 1:
-            raise VaultError("more than one source for the key", place="[vault]", advice="set one of key_*")
-
-    @property
-    def name(self) -> str:
-        """One word for status pages: which kind of source, not where."""
-        return "env" if self.env else "command" if self.command else "file"
-
-    @property
-    def path(self) -> Path | None:
-        """The key's file; None for the other kinds."""
-        if self.env or self.command:
-            return None
-        return (Path(self.file) if self.file else self.default_file).absolute()
-
-    def exists(self) -> bool:
-        """Whether a key file is there; the other kinds show when they are read."""
-        return self.path.exists() if self.path else True
-
-    def read(self) -> bytes:
-        """The master key.
-
-        Raises
-        ------
-        VaultError
-            The source is not there, failed, or does not hold a key.
-        """
-        if self.env:
-            text, place = os.environ.get(self.env, ""), "[vault] key_env"
-        elif self.command:
-            text, place = _output_of(self.command), "[vault] key_command"
-        else:
-            assert self.path is not None
-            text, place = _read_private(self.path), str(self.path)
-        return _decoded(text.strip(), place)
-
-
-def _decoded(text: str, place: str) -> bytes:
-    try:
-        key = bytes.fromhex(text) if len(text) == 2 * KEY_BYTES else base64.b64decode(text, validate=True)
-    except ValueError:
-        key = b""
-    if len(key) != KEY_BYTES:
-        raise VaultError("no key of 32 bytes there", place=place, advice="64 hexadecimal digits, or base64")
-    return key
-
-
-def _read_private(path: Path) -> str:
-    try:
-        if path.stat().st_mode & 0o077:
-            raise VaultError("others can read the key", place=str(path), advice=f"chmod 600 {path}")
-        return path.read_text("ascii")
-    except (OSError, UnicodeDecodeError):
-        line = "the key cannot be read"
-        raise VaultError(line, place=str(path), advice="restore it from your safe; without it nothing opens") from None
-
-
-def _output_of(command: str) -> str:
-    try:
-        done = subprocess.run(  # noqa: S603 (the operator's own command, without a shell)
-            shlex.split(command), capture_output=True, timeout=_COMMAND_TIMEOUT_S, check=True
-        )
-        return done.stdout.decode("ascii")
-    except (OSError, ValueError, subprocess.SubprocessError):
-        line = "the command gave no key"
-        raise VaultError(line, place="[vault] key_command", advice="run it by hand") from None
-
-
-def _derived(master: bytes, purpose: str) -> bytes:
-    return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"dicomnode vault 1 {purpose}".encode()).derive(master)
+    time TEXT NOT NULL)""",
+)
+_COLUMNS = (  # of vaults made before there were rotation and merging
+    ("vault", "unswept", "INTEGER NOT NULL DEFAULT 0"),
+    ("patient", "epoch", "INTEGER NOT NULL DEFAULT 1"),
+    ("patient", "merged_into", "TEXT"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class VaultStatus:
-    """Numbers of the vault for ``vault status``."""
+    """Numbers of the vault for ``vault status``; ``merged``: ids that are another one's patient."""
 
     patients: int
+    merged: int
     reidentifications: int
     epoch: int
     key_source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A pseudonym that became another one's: by how many days the dates of its objects must move to fit."""
+
+    former: Pseudonym
+    days: int
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """The one pseudonym of ids that were merged, and those that it replaces; ``already``: nothing was changed."""
+
+    pseudonym: Pseudonym
+    moves: tuple[Move, ...]
+    already: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    lookup: bytes
+    pseudonym: Pseudonym
+    sealed: bytes
+    epoch: int
+    merged_into: Pseudonym | None
 
 
 class Vault:
@@ -160,15 +108,24 @@ class Vault:
         self._path = path
         self._key_source = key_source
         self.created = created  # by this call to open: the operator is told where
-        self.uid_key = _derived(master, "uid")
-        self._date_key = _derived(master, "date")
-        self._lookup_key = _derived(master, "lookup")
-        self._hash_key = _derived(master, "hash")
-        self._cipher = AESGCM(_derived(master, "patient"))
+        keys = Keys.of(master)
+        self._lookup_key = keys.lookup
+        self._cipher = AESGCM(keys.patient)
+        self._check = keyed_digest(keys.hash, "key check", _CHECK.decode())
+        self._own = keys
+        self._use(1, {1: keys})
+
+    def _use(self, epoch: int, epochs: dict[int, Keys]) -> None:
+        """UIDs and keyed hashes are those of the first epoch for good, dates those of each patient's own."""
+        self.epoch = epoch
+        self._epochs = epochs
+        self.uid_key, self._hash_key = epochs[1].uid, epochs[1].hash
 
     @classmethod
     def open(cls, path: Path, key: KeySource) -> Vault:
         """Open the vault at ``path``; make vault and key, mode 0600, where neither is there.
+
+        A rotation that was killed is finished, or undone, by what the vault itself says.
 
         Raises
         ------
@@ -176,7 +133,7 @@ class Vault:
             One of the two is there without the other, or the key is not this vault's.
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(path.with_name(f"{path.name}.lock")):
+        with locked(path):
             created = not path.exists()
             if not created and not key.exists():
                 line = "the vault is there but its key is not"
@@ -186,68 +143,136 @@ class Vault:
                     line = "a key is there but its vault is not"
                     advice = f"restore the vault, or move {key.path} away to start anew"
                     raise VaultError(line, place=str(path), advice=advice)
-                _create_key(key.path)
-            vault = cls(path, key.read(), key.name, created=created)
-            vault._prepare()
-            return vault
+                key.create()
+            return cls.opened(path, key, created=created)
 
-    def _prepare(self) -> None:
-        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        check = keyed_digest(self._hash_key, "key check", _CHECK.decode())
+    @classmethod
+    def opened(cls, path: Path, key: KeySource, *, created: bool = False) -> Vault:
+        """``open`` for a caller that holds the lock (``locked``) and knows that the vault is there."""
+        vault = cls(path, key.read(), key.name, created=created)
+        staged = key.staged()
+        # killed before the new key took its place, or before it was used
+        if staged is not None and not created and not vault.fits():
+            newer = cls(path, staged, key.name, created=False)
+            if newer.fits():
+                key.install()
+                vault = newer
+        vault.prepare()
+        key.discard_staged()
+        return vault
+
+    def fits(self) -> bool:
+        """Whether the key is the one that the file is under."""
         with self._connection() as db:
-            db.executescript(_SCHEMA)
-            db.execute("INSERT OR IGNORE INTO vault VALUES (1, 1, ?, ?)", (check, _now()))
-            stored = db.execute("SELECT key_check FROM vault").fetchone()[0]
-        if not hmac.compare_digest(stored, check):
+            return hmac.compare_digest(db.execute("SELECT key_check FROM vault").fetchone()[0], self._check)
+
+    def prepare(self) -> None:
+        """Make or complete the tables, check the key, read the keys of the past. For ``opened`` and rotation.
+
+        Raises
+        ------
+        VaultError
+            The key is not this vault's.
+        """
+        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        with self._connection("BEGIN IMMEDIATE") as db:
+            for statement in _SCHEMA:
+                db.execute(statement)
+            for table, column, kind in _COLUMNS:
+                if column not in {row[1] for row in db.execute(f"PRAGMA table_info({table})")}:
+                    db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+            new = "INSERT OR IGNORE INTO vault (id, epoch, key_check, created) VALUES (1, 1, ?, ?)"
+            db.execute(new, (self._check, _now()))
+            epoch, stored, unswept = db.execute("SELECT epoch, key_check, unswept FROM vault").fetchone()
+            past = db.execute("SELECT number, sealed FROM past_epoch").fetchall()
+        if not hmac.compare_digest(stored, self._check):
             raise VaultError(
-                "the key is not the one of this vault", place=str(self._path), advice="restore the right key"
+                "the key is not the one of this vault",
+                place=str(self._path),
+                advice="restore the right key; after 'dicomnode vault rotate' that is the new one",
             )
+        self._use(epoch, {number: self._unseal_epoch(number, sealed) for number, sealed in past} | {epoch: self._own})
+        if unswept:
+            self._sweep()
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self, begin: str = "BEGIN") -> Iterator[sqlite3.Connection]:
         """One transaction on a connection of its own: processes and threads never share one."""
+        with self._errors(), contextlib.closing(sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S)) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA secure_delete=ON")
+            with db:
+                db.execute(begin)
+                yield db
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            with contextlib.closing(sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S)) as db:
-                db.execute("PRAGMA journal_mode=WAL")
-                db.execute("PRAGMA synchronous=FULL")
-                with db:
-                    yield db
+            yield
+        except sqlite3.IntegrityError:
+            raise
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.IntegrityError):
-                raise
             kind = type(error).__name__
             raise VaultError(f"the vault cannot be read or written ({kind})", place=str(self._path)) from None
 
-    def pseudonym_for(self, issuer: str, patient_id: str, create: bool = True) -> Pseudonym | None:
-        """The patient's pseudonym; a new random one when there is none and ``create``, else None."""
+    @contextlib.contextmanager
+    def _entries(self, begin: str = "BEGIN") -> Iterator[sqlite3.Connection]:
+        """A transaction over the patients; refused where another process brought the vault under a new key."""
+        with self._connection(begin) as db:
+            if db.execute("SELECT epoch FROM vault").fetchone()[0] != self.epoch:
+                line = "the vault was brought under a new key since it was opened"
+                raise VaultError(line, place=str(self._path), advice="start this program again")
+            yield db
+
+    def _entry(self, issuer: str, patient_id: str, create: bool) -> _Row | None:
+        """The row of the patient behind an id: its own, or that of the id that it was merged into."""
         lookup = self._lookup(issuer, patient_id)
         for _ in range(_ATTEMPTS):
-            with self._connection() as db:
-                row = db.execute("SELECT pseudonym FROM patient WHERE lookup = ?", (lookup,)).fetchone()
+            with self._entries() as db:
+                row = _root(db, _found(db, "lookup", lookup))
             if row or not create:
-                return Pseudonym(row[0]) if row else None
-            values = (lookup, _random_pseudonym(), self._seal(lookup, issuer, patient_id), _now())
+                return row
             with (
                 contextlib.suppress(sqlite3.IntegrityError),
-                self._connection() as db,
+                self._entries("BEGIN IMMEDIATE") as db,
             ):  # somebody was faster: look again
-                db.execute("INSERT INTO patient VALUES (?, ?, ?, ?)", values)
+                self._insert(db, issuer, patient_id)
         raise VaultError("no pseudonym could be stored", place=str(self._path))
+
+    def _insert(self, db: sqlite3.Connection, issuer: str, patient_id: str) -> None:
+        lookup = self._lookup(issuer, patient_id)
+        values = (lookup, _random_pseudonym(), self._seal(lookup, issuer, patient_id), _now(), self.epoch)
+        db.execute("INSERT INTO patient (lookup, pseudonym, sealed, created, epoch) VALUES (?, ?, ?, ?, ?)", values)
+
+    def pseudonym_for(self, issuer: str, patient_id: str, create: bool = True) -> Pseudonym | None:
+        """The patient's pseudonym; a new random one when there is none and ``create``, else None."""
+        row = self._entry(issuer, patient_id, create)
+        return row.pseudonym if row else None
 
     def subject_for(self, issuer: str, patient_id: str, create: bool = True) -> Subject:
         """Pseudonym and date shift of a patient. Unknown and not ``create``: a passing pseudonym, nothing is stored."""
-        known = self.pseudonym_for(issuer, patient_id, create)
-        return Subject(known or _random_pseudonym(), self.days(issuer, patient_id))
+        row = self._entry(issuer, patient_id, create)
+        if row is None:
+            return Subject(_random_pseudonym(), self._days(self.epoch, _identity(issuer, patient_id)))
+        return Subject(row.pseudonym, self._days_of(row))
 
     def knows(self, pseudonym: Pseudonym) -> bool:
         """Whether a pseudonym is a patient's; a passing one is nobody's."""
-        with self._connection() as db:
-            return db.execute("SELECT 1 FROM patient WHERE pseudonym = ?", (pseudonym,)).fetchone() is not None
+        with self._entries() as db:
+            return _found(db, "pseudonym", pseudonym) is not None
 
     def days(self, issuer: str, patient_id: str) -> int:
         """By how many days every date of the patient moves: -1 to -3650, always the same for one patient."""
-        digest = keyed_digest(self._date_key, "days", _identity(issuer, patient_id))
+        return self.subject_for(issuer, patient_id, create=False).days
+
+    def _days(self, epoch: int, identity: str) -> int:
+        digest = keyed_digest(self._epochs[epoch].date, "days", identity)
         return -(1 + int.from_bytes(digest[:8], "big") % MAX_DAYS_BACK)
+
+    def _days_of(self, row: _Row) -> int:
+        key = self._unseal(row.lookup, row.sealed)
+        return self._days(row.epoch, _identity(key.issuer, key.patient_id))
 
     def uid(self, original: OriginalUid) -> PseudoUid:
         """The pseudonymous UID of an original one; see ``pseudonym.pseudo_uid``."""
@@ -259,14 +284,15 @@ class Vault:
 
     def status(self) -> VaultStatus:
         """How much is in the vault."""
-        with self._connection() as db:
-            patients = db.execute("SELECT count(*) FROM patient").fetchone()[0]
+        with self._entries() as db:
+            patients = db.execute("SELECT count(*) FROM patient WHERE merged_into IS NULL").fetchone()[0]
+            merged = db.execute("SELECT count(*) FROM patient WHERE merged_into IS NOT NULL").fetchone()[0]
             read = db.execute("SELECT count(*) FROM reidentification").fetchone()[0]
-            epoch = db.execute("SELECT epoch FROM vault").fetchone()[0]
-        return VaultStatus(patients, read, epoch, self._key_source)
+        return VaultStatus(patients, merged, read, self.epoch, self._key_source)
 
-    def reidentify(self, pseudonym: str, reason: str, who: str) -> tuple[str, str]:
-        """(issuer, patient id) behind a pseudonym. Who asked and why is written down first, found or not.
+    def reidentify(self, pseudonym: str, reason: str, who: str) -> list[PatientKey]:
+        """Whom a pseudonym stands for: its own id first, then those merged into it. Who asked and why is written
+        down first, found or not.
 
         Raises
         ------
@@ -277,30 +303,156 @@ class Vault:
         """
         if not reason.strip() or not who.strip():
             raise UsageError("a re-identification needs a reason and a person", advice="--reason T")
-        with self._connection() as db:
-            row = db.execute("SELECT lookup, sealed FROM patient WHERE pseudonym = ?", (pseudonym,)).fetchone()
+        with self._entries("BEGIN IMMEDIATE") as db:
+            row = _found(db, "pseudonym", pseudonym)
+            joined = "SELECT lookup, sealed FROM patient WHERE merged_into = ? ORDER BY created, pseudonym"
+            others = db.execute(joined, (pseudonym,)).fetchall()
             db.execute(
                 "INSERT INTO reidentification (pseudonym, reason, who, found, time) VALUES (?, ?, ?, ?, ?)",
                 (pseudonym, reason, who, int(row is not None), _now()),
             )
         if row is None:
             raise NotFound("the vault does not know this pseudonym", place=pseudonym)
-        return self._unseal(*row)
+        return [self._unseal(row.lookup, row.sealed), *(self._unseal(*other) for other in others)]
+
+    def merge(self, kept: PatientKey, other: PatientKey) -> Merged:
+        """Make ``other`` another id of the patient ``kept``; from now on both have the pseudonym of ``kept``.
+
+        An id that the vault does not know yet gets its entry. Called again, it changes nothing and tells the same
+        moves, for a caller that was killed between the vault and the repository.
+
+        Raises
+        ------
+        UsageError
+            Both are the same id.
+        NotFound
+            The vault knows neither.
+        """
+        lookups = [self._lookup(one.issuer, one.patient_id) for one in (kept, other)]
+        if lookups[0] == lookups[1]:
+            raise UsageError("both are the same id of the same issuer", place="vault merge")
+        with self._entries("BEGIN IMMEDIATE") as db:
+            if not any(_found(db, "lookup", lookup) for lookup in lookups):
+                raise NotFound(
+                    "the vault knows neither of the two", advice="is the issuer right? dicomnode vault status"
+                )
+            for one, lookup in zip((kept, other), lookups, strict=True):
+                if _found(db, "lookup", lookup) is None:
+                    self._insert(db, one.issuer, one.patient_id)
+            first, second = (_root(db, _found(db, "lookup", lookup)) for lookup in lookups)
+            assert first is not None
+            assert second is not None
+            if first.pseudonym != second.pseudonym:
+                join = "UPDATE patient SET merged_into = ? WHERE pseudonym = ? OR merged_into = ?"
+                db.execute(join, (first.pseudonym, second.pseudonym, second.pseudonym))
+            days = self._days_of(first)
+            rows = [_Row(*row) for row in db.execute(f"{_SELECT} WHERE merged_into = ?", (first.pseudonym,))]
+        moves = tuple(Move(row.pseudonym, days - self._days_of(row)) for row in rows)
+        return Merged(first.pseudonym, moves, already=first.pseudonym == second.pseudonym)
+
+    def pseudonyms_of(self, pseudonym: Pseudonym) -> list[Pseudonym]:
+        """All pseudonyms of the patient behind one, that in force first; empty: the vault does not know it."""
+        with self._entries() as db:
+            row = _root(db, _found(db, "pseudonym", pseudonym))
+            if row is None:
+                return []
+            joined = db.execute("SELECT pseudonym FROM patient WHERE merged_into = ?", (row.pseudonym,))
+            return [row.pseudonym, *(Pseudonym(other[0]) for other in joined)]
+
+    def keys_of(self, pseudonym: Pseudonym) -> list[PatientKey]:
+        """The ids of the patient behind a pseudonym, for finding their originals in the spool; never to be shown."""
+        with self._entries() as db:
+            root = _root(db, _found(db, "pseudonym", pseudonym))
+            name = root.pseudonym if root else pseudonym
+            rows = db.execute("SELECT lookup, sealed FROM patient WHERE ? IN (pseudonym, merged_into)", (name,))
+            return [self._unseal(*row) for row in rows]
+
+    def forget(self, pseudonym: Pseudonym) -> int:
+        """Delete the patient behind a pseudonym with all ids, from the file's bytes too; how many ids there were.
+
+        That, by whom and why they were re-identified stays, without the pseudonym.
+        """
+        names = self.pseudonyms_of(pseudonym)
+        with self._entries("BEGIN IMMEDIATE") as db:
+            for name in names:
+                db.execute("DELETE FROM patient WHERE pseudonym = ?", (name,))
+                db.execute("UPDATE reidentification SET pseudonym = '' WHERE pseudonym = ?", (name,))
+            db.execute("UPDATE vault SET unswept = 1")
+        self._sweep()
+        return len(names)
+
+    def rekey(self, master: bytes) -> None:
+        """Bring everything under a new master key, as a new epoch, in one transaction; this object is useless then."""
+        new = Vault(self._path, master, self._key_source, created=False)
+        with self._entries("BEGIN IMMEDIATE") as db:
+            db.execute("DELETE FROM past_epoch")
+            for number, keys in self._epochs.items():
+                db.execute("INSERT INTO past_epoch VALUES (?, ?)", (number, new._seal_epoch(number, keys)))
+            for lookup, sealed in db.execute("SELECT lookup, sealed FROM patient").fetchall():
+                key = self._unseal(lookup, sealed)
+                fresh = new._lookup(key.issuer, key.patient_id)
+                values = (fresh, new._seal(fresh, key.issuer, key.patient_id), lookup)
+                db.execute("UPDATE patient SET lookup = ?, sealed = ? WHERE lookup = ?", values)
+            db.execute("UPDATE vault SET epoch = ?, key_check = ?, unswept = 1", (self.epoch + 1, new._check))
+
+    def swept(self) -> bool:
+        """Whether no byte of deleted or re-sealed rows is left in the file; else the next to open it tries again."""
+        with self._entries() as db:
+            return not db.execute("SELECT unswept FROM vault").fetchone()[0]
+
+    def _sweep(self) -> None:
+        """Write the file anew, without what deleted and re-sealed rows left. A full disk must not keep it shut."""
+        with self._errors(), contextlib.closing(sqlite3.connect(self._path, timeout=_BUSY_TIMEOUT_S)) as db:
+            db.isolation_level = None
+            db.execute("PRAGMA synchronous=FULL")
+            try:
+                db.execute("VACUUM")
+                busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                if not busy:
+                    db.execute("UPDATE vault SET unswept = 0")
+            except sqlite3.OperationalError:  # no room, or somebody reads on: ``swept`` tells
+                return
 
     def _lookup(self, issuer: str, patient_id: str) -> bytes:
         return keyed_digest(self._lookup_key, "patient", _identity(issuer, patient_id))
 
     def _seal(self, lookup: bytes, issuer: str, patient_id: str) -> bytes:
-        nonce = secrets.token_bytes(_NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, _identity(issuer, patient_id).encode(), lookup)
+        return self._encrypted(_identity(issuer, patient_id).encode(), lookup)
 
-    def _unseal(self, lookup: bytes, sealed: bytes) -> tuple[str, str]:
+    def _unseal(self, lookup: bytes, sealed: bytes) -> PatientKey:
+        issuer, patient_id = json.loads(self._decrypted(sealed, lookup))
+        return PatientKey(issuer, patient_id)
+
+    def _seal_epoch(self, number: int, keys: Keys) -> bytes:
+        return self._encrypted(keys.uid + keys.date + keys.hash, f"epoch {number}".encode())
+
+    def _unseal_epoch(self, number: int, sealed: bytes) -> Keys:
+        data = self._decrypted(sealed, f"epoch {number}".encode())
+        uid, date, digest = (data[i * KEY_BYTES : (i + 1) * KEY_BYTES] for i in range(3))
+        return Keys(uid, date, digest, b"", b"")  # nobody is looked up or sealed by a key of the past
+
+    def _encrypted(self, data: bytes, bound_to: bytes) -> bytes:
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, data, bound_to)
+
+    def _decrypted(self, sealed: bytes, bound_to: bytes) -> bytes:
         try:
-            text = self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], lookup)
+            return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], bound_to)
         except InvalidTag:
             raise VaultError("an entry of the vault was changed", place=str(self._path)) from None
-        issuer, patient_id = json.loads(text)
-        return issuer, patient_id
+
+
+_SELECT = "SELECT lookup, pseudonym, sealed, epoch, merged_into FROM patient"
+
+
+def _found(db: sqlite3.Connection, column: str, value: object) -> _Row | None:
+    row = db.execute(f"{_SELECT} WHERE {column} = ?", (value,)).fetchone()
+    return _Row(*row) if row else None
+
+
+def _root(db: sqlite3.Connection, row: _Row | None) -> _Row | None:
+    """The row that a row was merged into: one step, since ``merge`` leaves no chains."""
+    return row if row is None or row.merged_into is None else _found(db, "pseudonym", row.merged_into)
 
 
 def _identity(issuer: str, patient_id: str) -> str:
@@ -320,26 +472,12 @@ def _now() -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time makes or opens a vault."""
+def locked(vault: Path) -> Iterator[None]:
+    """One process at a time makes, opens or rotates a vault."""
+    path = vault.with_name(f"{vault.name}.lock")
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
-
-
-def _create_key(path: Path) -> None:
-    """A new random key, mode 0600, on disk before anything is encrypted with it."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "w") as out:
-        out.write(secrets.token_bytes(KEY_BYTES).hex() + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -70,11 +70,13 @@ class Options:
     lung_model : checkpoint of a CE-Net that finds the lungs for the masked control; None: a classical segmentation.
     seeds : runs of the controls that draw something at random.
     first_seed : of those runs.
+    controls : False only where a ledger holds those of the same index and queries already.
     """
 
     lung_model: Path | None = None
     seeds: int = 1
     first_seed: int = 0
+    controls: bool = True
 
     @property
     def drawn(self) -> tuple[int, ...]:
@@ -178,7 +180,7 @@ def evaluate(
     began = time.monotonic()
     check_pair(index, queries, checks, place=name)
     find = controls.cenet_lungs(options.lung_model) if options.lung_model else controls.classical_lungs
-    extractors = _extractors(packs, find, index, options.drawn)
+    extractors = _extractors(packs, find, index, options)
     total = len(index) + len(queries)
     tell = progress or (lambda _done, _total: None)
     index, of_index = _features(index, extractors, checks, lambda done: tell(done, total))
@@ -191,15 +193,14 @@ def evaluate(
         checks.notes.append(f"{near[0]} near copies of {near[1]} queries are in the index under other patients: {does}")
     measured = [_measure(task, c, of_index[c.name], of_queries[c.name]) for c in packs]
     first = packs[0]
-    shuffled = _permuted(task, first, of_index[first.name], of_queries[first.name], options.drawn)
-    others = _controls(task, first, of_index, of_queries, options)
+    beside = _controls(task, first, of_index, of_queries, options) if options.controls else []
     log.info("evaluated", slices=len(queries), seconds=round(time.monotonic() - began, 1))
     classes, counts = np.unique([r.label for r in index], return_counts=True)
     return Evaluation(
         name=name,
         title=title,
         packs=tuple(measured),
-        controls=(*others, shuffled),
+        controls=tuple(beside),
         n_index=len(index),
         index_patients=len({r.cluster for r in index}),
         classes={str(c): int(n) for c, n in zip(classes, counts, strict=True)},
@@ -223,19 +224,22 @@ def _calibration(index: Sequence[Row]) -> Pixels:
 
 
 def _extractors(
-    packs: Sequence[Candidate], find: Callable[[Pixels], metrics.Bools], index: Sequence[Row], seeds: tuple[int, ...]
+    packs: Sequence[Candidate], find: Callable[[Pixels], metrics.Bools], index: Sequence[Row], options: Options
 ) -> dict[str, Extractor]:
     names = [c.name for c in packs]
     if len(set(names)) < len(names):
         raise UsageError(f"two packs have the name {max(names, key=names.count)!r}", place="--pack")
     first = packs[0]
     found: dict[str, Extractor] = {c.name: c.embed for c in packs}
-    found |= {SMALL: controls.small, HISTOGRAM: controls.histogram, MEAN: controls.intensity}
+    found[SMALL] = controls.small  # finds near copies, too
+    if not options.controls:
+        return found
+    found |= {HISTOGRAM: controls.histogram, MEAN: controls.intensity}
     found[MASKED] = lambda images: first.embed(controls.lungs_masked(images, find))
     found[BORDER] = lambda images: first.embed(controls.border_only(images))
     if first.twin is not None:
         calibration = _calibration(index)
-        found |= {f"{RANDOM} {seed}": controls.random_twin(first.twin, calibration, seed) for seed in seeds}
+        found |= {f"{RANDOM} {seed}": controls.random_twin(first.twin, calibration, seed) for seed in options.drawn}
     return found
 
 
@@ -331,6 +335,7 @@ def _controls(task: Task, first: Candidate, index: Features, queries: Features, 
         ),
         made(MASKED, cosine(MASKED), f"the first pack; lungs found by {how}", own),
         made(BORDER, cosine(BORDER), f"the first pack; only the outer {controls.BORDER} of 224 pixels", own),
+        _permuted(task, first, index[first.name], queries[first.name], seeds),
     ]
 
 

@@ -24,6 +24,7 @@ from dicomnode.index import exact, snapshot
 from dicomnode.index import segments as files
 from dicomnode.index.mrpt import ChildDied, MrptProcess
 from dicomnode.index.resident import Resident
+from dicomnode.index.rows import SharedRows
 from dicomnode.index.segments import Vectors
 from dicomnode.index.snapshot import Manifest
 from dicomnode.index.vectors import VectorStore
@@ -76,10 +77,9 @@ def wilson_lower(mean: float, trials: int) -> float:
     return max(0.0, (centre - spread) / (1 + z2))
 
 
-def survivors(rows: NDArray[np.int32], positions: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Positions that MRPT found for one query, in use and allowed: ``rows`` of the snapshot, -1 where unfilled."""
-    found = positions[rows[rows >= 0]]
-    found = found[found >= 0]
+def survivors(rows: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Positions that MRPT found for one query and that ``mask`` allows: ``rows`` of the snapshot, -1 where unfilled."""
+    found = rows[rows >= 0].astype(np.int64)
     return found[mask[found]]
 
 
@@ -119,26 +119,22 @@ def _build(store: VectorStore, resident: Resident, target: float, held: _HeldOut
     started = time.monotonic()
     inside = np.ones(resident.n, dtype=bool)
     inside[held.tune] = inside[held.test] = False
-    positions = np.flatnonzero(inside)
-    with (work / snapshot.DATA).open("wb") as out:
-        for start in range(0, len(positions), 1 << 16):
-            out.write(np.ascontiguousarray(resident.matrix[positions[start : start + (1 << 16)]], "<f4").data)
-    np.save(work / snapshot.IDS, resident.ids[positions])
+    rows = _with_stand_ins(resident, inside)
+    np.save(work / snapshot.IDS, resident.ids)
+    np.save(work / snapshot.HELD_OUT, np.flatnonzero(~inside))
     truth = {name: _truth(resident, getattr(held, name), inside) for name in _HeldOut._fields}
     best = _Measured(0.0, 0.0, 0.0)
     for trees in (FIRST_TREES, MORE_TREES):
-        with MrptProcess() as child:
-            child.open(work / snapshot.DATA, len(positions), store.dim)
-            child.grow(resident.matrix[held.tune], WIDE_K, min(trees, len(positions)))
+        with MrptProcess(rows, resident.n) as child:
+            child.grow(resident.matrix[held.tune], WIDE_K, min(trees, resident.n))
             for level in LEVELS:
                 parameters = child.subset(level, work / snapshot.INDEX)
-                chosen = _measure(child, resident, held.tune, positions, truth["tune"])
+                chosen = _measure(child, resident, held.tune, inside, truth["tune"])
                 if chosen.recall < target or chosen.exact_share > MAX_EXACT_SHARE:
                     continue
-                with MrptProcess() as serving:  # measured as it will answer: loaded from the file
-                    serving.open(work / snapshot.DATA, len(positions), store.dim)
+                with MrptProcess(rows, resident.n) as serving:  # measured as it will answer: loaded from the file
                     serving.load(work / snapshot.INDEX)
-                    best = _measure(serving, resident, held.test, positions, truth["test"])
+                    best = _measure(serving, resident, held.test, inside, truth["test"])
                 if best.lower >= target and best.exact_share <= MAX_EXACT_SHARE:
                     manifest = _manifest(store, resident, held, work, target, best, parameters)
                     return _publish(store, work, manifest, time.monotonic() - started)
@@ -147,6 +143,19 @@ def _build(store: VectorStore, resident: Resident, target: float, held: _HeldOut
         f"no snapshot reaches recall {target:g}: the best had {best.recall:.3f}, lower bound {best.lower:.3f}, "
         f"on {len(held.test)} queries; searching exactly",
     )
+
+
+def _with_stand_ins(resident: Resident, inside: NDArray[np.bool_]) -> SharedRows:
+    """A copy of the rows, each held-out one replaced by the neighbour before it: MRPT sees no query, keeps the numbers.
+
+    So the child that serves maps the rows of the repository as they are. A held-out row that it then meets in the place
+    of its stand-in is left out of what MRPT found: such rows are searched exactly.
+    """
+    rows = SharedRows(resident.n, resident.matrix.shape[1])
+    rows.array[:] = resident.matrix
+    kept, held = np.flatnonzero(inside), np.flatnonzero(~inside)
+    rows.array[held] = resident.matrix[kept[np.maximum(np.searchsorted(kept, held) - 1, 0)]]
+    return rows
 
 
 def _hold_out(resident: Resident) -> _HeldOut:
@@ -186,7 +195,7 @@ def _measure(
     child: MrptProcess,
     resident: Resident,
     queries: NDArray[np.int64],
-    positions: NDArray[np.int64],
+    inside: NDArray[np.bool_],
     truth: list[NDArray[np.int64]],
 ) -> _Measured:
     """Recall per patient, and its bound; a query that the searcher would answer exactly counts as fully found."""
@@ -194,7 +203,7 @@ def _measure(
     patients = resident.patient[queries]
     recalls, exactly = np.ones(len(queries)), 0
     for i, wanted in enumerate(truth):
-        found = positions[rows[i][rows[i] >= 0]]
+        found = survivors(rows[i], inside)
         found = found[resident.patient[found] != patients[i]]
         if len(found) < min(SEARCH_K, len(wanted)):
             exactly += 1
@@ -221,7 +230,7 @@ def _manifest(
     measured: _Measured,
     parameters: dict[str, object],
 ) -> Manifest:
-    for name in (snapshot.DATA, snapshot.IDS, snapshot.INDEX):
+    for name in (snapshot.IDS, snapshot.HELD_OUT, snapshot.INDEX):
         files.sync_file(work / name)
     return Manifest(
         format=snapshot.FORMAT,
@@ -232,8 +241,9 @@ def _manifest(
         removals=resident.state.removals,
         held_out=len(held.tune) + len(held.test),
         last_id=int(resident.ids[-1]),
-        data_sha256=files.file_sha256(work / snapshot.DATA),
+        rows_sha256=snapshot.rows_sha256(resident.matrix),
         ids_sha256=files.file_sha256(work / snapshot.IDS),
+        held_out_sha256=files.file_sha256(work / snapshot.HELD_OUT),
         index_sha256=files.file_sha256(work / snapshot.INDEX),
         target_recall=target,
         recall=round(measured.recall, 5),

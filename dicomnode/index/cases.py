@@ -66,6 +66,7 @@ class QueryStudy:
     patient, study : optional
         Excluded from the answer where known.
     modality : str
+        Of the embedded slices; studies of another one count half (``ranking.rank``). "" where it is not known.
     series : sequence of dict
         Which series were chosen and why; passed into the answer as it is.
     model_id : ModelId, optional
@@ -165,7 +166,7 @@ class CaseRetriever:
         if len(vectors) != len(query.slices) or not len(vectors):
             raise InputError(f"the query has {len(query.slices)} slices and {len(vectors)} vectors")
         z = np.array([np.nan if s.z is None else s.z for s in query.slices], dtype=np.float32)
-        return Probe(vectors, z)
+        return Probe(vectors, z, query.modality)
 
     def _cases(self, now: Resident, query: QueryStudy, probe: Probe, ranked: list[Ranked], k: int) -> tuple[Case, ...]:
         known = self._catalogue([now.names.studies[case.study] for case in ranked])
@@ -186,7 +187,7 @@ class CaseRetriever:
             if not matches:
                 continue  # removed while we ranked
             uid = now.names.studies[case.study]
-            modality, status, coded = known[uid]
+            of_study, status, coded = known[uid]
             cases.append(
                 Case(
                     rank=len(cases) + 1,
@@ -194,7 +195,7 @@ class CaseRetriever:
                     subject=now.names.patients[now.names.study_patient[case.study]],
                     study_uid=uid,
                     series_uid=now.names.series[int(now.codes[found[0][1], 1])],
-                    modality=modality,
+                    modality=now.modality_of(case.study) or of_study,
                     status=status,
                     findings=coded,
                     matches=matches,

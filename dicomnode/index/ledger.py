@@ -20,6 +20,10 @@ REMOVALS = "index.removals"  # counts removals: a reader that sees it change loa
 MODELS = "index.models"  # JSON list: models admitted side by side; absent: one model only
 
 
+_COUNTERS = select(nodes).where(nodes.c.key.in_([REVISION, REMOVALS]))  # built once: read before every search
+_EXCLUDED = select(patients.c.pseudonym).where(patients.c.excluded)
+
+
 class State(NamedTuple):
     """What a reader compares to know whether to load again."""
 
@@ -30,8 +34,8 @@ class State(NamedTuple):
 
 def read_state(c: Connection) -> State:
     """``State`` inside a transaction of the caller."""
-    values = {row.key: row.value for row in c.execute(select(nodes).where(nodes.c.key.in_([REVISION, REMOVALS])))}
-    excluded = c.scalars(select(patients.c.pseudonym).where(patients.c.excluded)).all()
+    values = {row.key: row.value for row in c.execute(_COUNTERS)}
+    excluded = c.scalars(_EXCLUDED).all()
     return State(
         int(values.get(REVISION, 0)), int(values.get(REMOVALS, 0)), frozenset(Pseudonym(name) for name in excluded)
     )

@@ -7,22 +7,26 @@ itself. Not for two threads at once: callers hold a lock.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomnode.index.rows import SharedRows
 from dicomnode.index.segments import Vectors
 
 QUERY_TIMEOUT_S = 20.0  # measured: 7 ms for 32 queries among 100,000; beyond this the child hangs
 LOAD_TIMEOUT_S = 300.0  # reading an index of some GB from a slow disk
 GROW_TIMEOUT_S = 6 * 3600.0  # measured: half a minute for 100,000 rows of 256
 KILL_WAIT_S = 10.0
+WATCH_S = 0.2  # how often the watchdog looks: calls may take longer by this
 
 
 class ChildDied(Exception):
@@ -30,10 +34,13 @@ class ChildDied(Exception):
 
 
 class MrptProcess:
-    """A child process with an index in it. ``close`` it, or use it as a context manager."""
+    """A child process with an index over the first ``n`` of ``rows``. ``close`` it, or use it as a context manager.
 
-    def __init__(self) -> None:
-        command = [sys.executable, "-m", "dicomnode.index.mrpt_child"]
+    The child reads the rows where they are; whoever holds this must not change them.
+    """
+
+    def __init__(self, rows: SharedRows, n: int) -> None:
+        command = [sys.executable, "-m", "dicomnode.index.mrpt_child", str(rows.fd), str(n), str(rows.dim)]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module under our own interpreter
                 command,
@@ -41,10 +48,24 @@ class MrptProcess:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
+                pass_fds=(rows.fd,),
             )
         except OSError as fault:
             raise ChildDied(f"the MRPT process cannot be started: {fault.strerror}") from fault
-        self.dim = 0
+        self.rows = rows
+        self._deadline = math.inf  # of the call that is being waited for, by the monotonic clock
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """Kill a child that lets a call wait too long, which then reads an end of file.
+
+        One thread for the child's life: starting one for each call takes as long as a search.
+        """
+        while self._process.poll() is None:
+            if time.monotonic() > self._deadline:
+                self._process.kill()
+                return
+            time.sleep(WATCH_S)
 
     @property
     def pid(self) -> int:
@@ -68,13 +89,8 @@ class MrptProcess:
                     continue  # what was still buffered for the child is of no use any more
         self._process.wait(KILL_WAIT_S)
 
-    def open(self, data: Path, n: int, dim: int) -> None:
-        """Map float32 ``data`` [n, dim]; the caller has checked its length and checksum."""
-        self.dim = dim
-        self._call("open", LOAD_TIMEOUT_S, data=str(data), n=n, dim=dim)
-
     def load(self, index: Path) -> dict[str, Any]:
-        """Load an index file over the open data, after the caller checked both; its parameters."""
+        """Load an index file over the rows, after the caller checked both; its parameters."""
         return dict(self._call("load", LOAD_TIMEOUT_S, index=str(index))[0]["parameters"])
 
     def grow(self, queries: Vectors, k: int, trees: int) -> None:
@@ -86,7 +102,7 @@ class MrptProcess:
         return dict(self._call("subset", LOAD_TIMEOUT_S, level=level, index=str(index))[0]["parameters"])
 
     def query(self, queries: Vectors, k: int) -> NDArray[np.int32]:
-        """Rows of the data nearest to each of ``queries`` [m, dim]: int32 [m, k], -1 where fewer were found."""
+        """Numbers of the rows nearest to each of ``queries`` [m, dim]: int32 [m, k], -1 where fewer were found."""
         _, body = self._call("query", QUERY_TIMEOUT_S, payload=queries.tobytes(), k=k)
         if len(body) != queries.shape[0] * k * 4:
             raise ChildDied("the MRPT process gave a reply of the wrong length")
@@ -95,9 +111,7 @@ class MrptProcess:
     def _call(self, op: str, timeout_s: float, payload: bytes = b"", **request: Any) -> tuple[dict[str, Any], bytes]:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None  # both are pipes
-        watchdog = threading.Timer(timeout_s, self._process.kill)  # a hang becomes end of file for the reads below
-        watchdog.daemon = True
-        watchdog.start()
+        self._deadline = time.monotonic() + timeout_s
         try:
             stdin.write(json.dumps({**request, "op": op, "bytes": len(payload)}).encode() + b"\n")
             stdin.write(payload)
@@ -108,7 +122,7 @@ class MrptProcess:
         except (OSError, ValueError) as fault:
             raise ChildDied(self._ending()) from fault
         finally:
-            watchdog.cancel()
+            self._deadline = math.inf
         if reply["bytes"] < 0 or len(body) != reply["bytes"]:
             raise ChildDied(self._ending())
         if "error" in reply:

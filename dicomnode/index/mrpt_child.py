@@ -1,4 +1,4 @@
-"""The process that holds an MRPT index, run as ``python -m dicomnode.index.mrpt_child`` by ``mrpt.MrptProcess``.
+"""The process that holds an MRPT index, run as ``python -m dicomnode.index.mrpt_child FD N DIM`` by ``MrptProcess``.
 
 MRPT 2.0.4 (Hyvönen et al. 2016, arXiv 1509.06957) segfaults on small or truncated input, so it runs in no other
 process. Requests are one JSON line and a payload on standard input, replies the same on standard output; it ends with
@@ -15,26 +15,23 @@ from typing import Any, BinaryIO
 import mrpt
 import numpy as np
 
+from dicomnode.index.rows import mapped
+from dicomnode.index.segments import Vectors
+
 NICE_WHILE_GROWING = 10  # studies that arrive meanwhile go first
 
 
 class Child:
-    """State between requests: the index over the data file, and the part of it that answers."""
+    """State between requests: the index over the parent's rows, and the part of it that answers."""
 
-    def __init__(self) -> None:
-        self.dim = 0
-        self.grown: Any = None
+    def __init__(self, rows: Vectors) -> None:
+        self.rows = rows  # MRPT keeps their address only
+        self.dim = rows.shape[1]
+        self.grown: Any = mrpt.MRPTIndex(rows)
         self.active: Any = None
 
-    def open(self, request: dict[str, Any], _payload: bytes) -> tuple[dict[str, Any], bytes]:
-        """Map the float32 data file ``data`` of ``n`` rows and ``dim`` columns."""
-        self.dim = request["dim"]
-        self.grown = mrpt.MRPTIndex(request["data"], shape=(request["n"], self.dim), mmap=True)
-        self.active = None
-        return {}, b""
-
     def load(self, request: dict[str, Any], _payload: bytes) -> tuple[dict[str, Any], bytes]:
-        """Load the index file ``index`` over the open data."""
+        """Load the index file ``index`` over the rows."""
         self.grown.load(request["index"])
         self.active = self.grown
         return {"parameters": self.active.parameters()}, b""
@@ -60,10 +57,9 @@ class Child:
         return {}, np.ascontiguousarray(rows).tobytes()
 
 
-def serve(requests: BinaryIO, replies: BinaryIO) -> None:
+def serve(child: Child, requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer requests until the parent closes its end."""
-    child = Child()
-    operations = {f.__name__: f for f in (child.open, child.load, child.grow, child.subset, child.query)}
+    operations = {f.__name__: f for f in (child.load, child.grow, child.subset, child.query)}
     while line := requests.readline():
         request = json.loads(line)
         payload = requests.read(request["bytes"])
@@ -78,10 +74,11 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 def main() -> None:
     """Keep standard output for replies alone: whatever the library prints goes to standard error."""
+    rows = mapped(*(int(argument) for argument in sys.argv[1:4]))
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as replies:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         try:
-            serve(sys.stdin.buffer, replies)
+            serve(Child(rows), sys.stdin.buffer, replies)
         except BrokenPipeError:
             os._exit(0)  # the parent is gone: nobody is left to tell
 

@@ -26,6 +26,7 @@ NEAR_COPY = 0.98  # query slices this alike have one vote (neighbouring slices o
 SPREAD = 8  # query slices that look through the whole repository where the nearest slices show too few patients
 Z_BAND = 0.1  # of the volume: slices this near in height match freely
 Z_PENALTY = 0.2  # cosine lost per unit of height beyond the band: .18 from one end to the other
+OTHER_MODALITY = 0.5  # share of its score that a study keeps whose header names another modality than the query's
 SAME_IMAGES = 0.9995  # MaxSim between two cases that show the same images under two pseudonyms
 SAME_SCORE = 0.005  # cases that are copies score alike: only these are compared
 DECIMALS = 6
@@ -34,14 +35,25 @@ ROUNDING = 1e-5  # of a cosine in float32, whatever the order of its sum
 
 @dataclass(frozen=True)
 class Probe:
-    """What is searched for: unit vectors float32 [m, dim] and positions in the volume float32 [m], NaN if unknown."""
+    """What is searched for.
+
+    Attributes
+    ----------
+    vectors : float32 [m, dim]
+        Unit vectors.
+    z : float32 [m]
+        Positions in the volume, NaN if unknown.
+    modality : str
+        As the headers say; "" where they do not.
+    """
 
     vectors: Vectors
     z: NDArray[np.float32]
+    modality: str = ""
 
 
 class Ranked(NamedTuple):
-    """A study (number in ``Resident.names``) and its score, a mean of cosines less the prior's penalty."""
+    """A study (number in ``Resident.names``) and its score: a mean of cosines less the prior's penalty (``rank``)."""
 
     study: int
     score: float
@@ -51,6 +63,10 @@ def rank(
     searcher: Searcher, now: Resident, probe: Probe, mask: NDArray[np.bool_], patients: int, *, depth: int = CANDIDATES
 ) -> list[Ranked]:
     """Best study of each patient that is open, best first.
+
+    No network here was taught to compare a CT with an MR, so where the headers say that a study is of another modality
+    than the probe its score is halved (``OTHER_MODALITY``), and it is looked for only where too few patients have the
+    probe's own.
 
     Parameters
     ----------
@@ -72,11 +88,15 @@ def rank(
     if not len(probe.vectors) or not mask.any():
         return []
     depth = max(depth, 4 * patients)
-    candidates = _candidates(searcher, now, probe.vectors, mask, depth)
     owner = np.asarray(now.names.study_patient, dtype=np.int64)
-    if len(np.unique(owner[candidates])) < patients:
-        candidates = np.union1d(candidates, _nearest_patients(now, probe.vectors, mask, depth))
-    scores = np.round(rerank(now, probe, candidates), DECIMALS)
+    other = now.of_other_modality(probe.modality)
+    same = mask & ~other[now.study] if other.any() else mask
+    candidates = _candidates_of(searcher, now, probe.vectors, same, patients, depth)
+    if other.any() and len(np.unique(owner[candidates])) < patients:
+        more = _candidates_of(searcher, now, probe.vectors, mask & other[now.study], patients, depth)
+        candidates = np.union1d(candidates, more)
+    scores = rerank(now, probe, candidates)
+    scores = np.where(other[candidates], np.minimum(scores, OTHER_MODALITY * scores), scores).round(DECIMALS)
     names = now.names.studies
     order = sorted(range(len(candidates)), key=lambda i: (-scores[i], names[candidates[i]]))
     seen: set[int] = set()
@@ -150,6 +170,18 @@ def best_pairs(now: Resident, probe: Probe, study: int, wanted: int) -> list[tup
         if len(pairs) == wanted:
             break
     return pairs
+
+
+def _candidates_of(
+    searcher: Searcher, now: Resident, vectors: Vectors, mask: NDArray[np.bool_], patients: int, depth: int
+) -> NDArray[np.int64]:
+    """Studies of the rows in ``mask`` to re-rank: the nearest, of at least ``patients`` patients where there are."""
+    if not mask.any():
+        return np.empty(0, dtype=np.int64)
+    candidates = _candidates(searcher, now, vectors, mask, depth)
+    if len(np.unique(now.study_patient[candidates])) < patients:
+        candidates = np.union1d(candidates, _nearest_patients(now, vectors, mask, depth))
+    return candidates
 
 
 def _candidates(

@@ -112,6 +112,12 @@ class VectorIndex:
         remove_cache(self.store.folder)
         return removed
 
+    def move_patient(self, former: Pseudonym, kept: Pseudonym) -> int:
+        """Give a patient's vectors to another pseudonym of the same person. How many there were."""
+        moved = self.store.move_patient(former, kept)
+        remove_cache(self.store.folder)
+        return moved
+
     def close(self) -> None:
         """End the search process."""
         self.searcher.close()
@@ -144,9 +150,13 @@ class VectorIndex:
     def verify(self) -> list[str]:
         """Every problem of store and snapshots, one line each; empty: sound. Reads everything, changes nothing."""
         problems = self.store.verify()
+        sound = not problems
         for name in snapshot.names(self.store.snapshot_folder, self.store.model_id):
             try:
-                snapshot.open_checked(self.store.snapshot_folder / name, self.store.model_id, self.store.dim)
+                held = snapshot.open_checked(self.store.snapshot_folder / name, self.store.model_id, self.store.dim)
+                if sound:  # otherwise the lines above say what to mend first
+                    now = self.searcher.refresh()
+                    snapshot.check_rows(held, now.ids, now.matrix)
             except IndexCorrupt as fault:
                 problems.append(str(fault))
         with self.store.reading() as c:

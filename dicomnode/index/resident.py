@@ -6,23 +6,31 @@ and pseudonyms are held once, rows carry numbers for them. Never writes to disk 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import Connection, Row, select
 
 from dicomnode.archive.schema import segments, vectors
+from dicomnode.archive.schema import series as series_table
 from dicomnode.domain import Pseudonym, PseudoUid
 from dicomnode.errors import IndexCorrupt
 from dicomnode.index import segments as files
 from dicomnode.index.ledger import State, check_model, read_state
+from dicomnode.index.rows import SharedRows
 from dicomnode.index.segments import SegmentFile, Vectors
 from dicomnode.index.vectors import VectorStore
 
 GROWTH = 1.5  # of the buffer: appending a study costs no copy of the rest, most of the time
+FEW_SHUT = 0.01  # share of the rows up to which closing each study's is faster than asking each row for its study
+ROWS_AT_ONCE = 10_000  # read from the catalogue: all at once would take as much memory as the vectors
+SERIES_AT_ONCE = 500  # asked for by UID: databases limit the parameters of a statement
+UNTOLD = frozenset({"", "OT", "SC"})  # a picture or a capture: of what, its modality does not tell
 RELOADS = 10  # a merge in another process may take a file away between catalogue and disk: ask again
 
 
@@ -40,6 +48,9 @@ class Names:
     series_of: dict[str, int] = field(default_factory=dict)
     patient_of: dict[str, int] = field(default_factory=dict)
     study_patient: list[int] = field(default_factory=list)
+    series_study: list[int] = field(default_factory=list)
+    study_modalities: list[frozenset[str]] = field(default_factory=list)  # of the indexed series, without UNTOLD
+    described: int = 0  # series whose modality is known here
 
     def codes(self, study: str, series: str, patient: str) -> tuple[int, int, int]:
         """Numbers of a row's study, series and patient, given on first sight."""
@@ -50,10 +61,19 @@ class Names:
             s = self.study_of[study] = len(self.studies)
             self.studies.append(PseudoUid(study))
             self.study_patient.append(p)
+            self.study_modalities.append(frozenset())
         if (e := self.series_of.get(series)) is None:
             e = self.series_of[series] = len(self.series)
             self.series.append(PseudoUid(series))
+            self.series_study.append(s)
         return s, e, p
+
+    def describe(self, modalities: Mapping[str, str]) -> None:
+        """Take in the modality, by UID, of the series that have come since the last call."""
+        for number in range(self.described, len(self.series)):
+            study = self.series_study[number]
+            self.study_modalities[study] |= {modalities.get(self.series[number], "")} - UNTOLD
+        self.described = len(self.series)
 
 
 @dataclass(frozen=True)
@@ -72,6 +92,8 @@ class Resident:
         Numbers of study, series and patient in ``names``.
     z : float32 [n]
         Position in the volume, 0..1; NaN where unknown.
+    shared : SharedRows
+        What ``matrix`` is the beginning of, for a child process.
     """
 
     state: State
@@ -80,6 +102,7 @@ class Resident:
     ids: NDArray[np.int64]
     codes: NDArray[np.int32]
     z: NDArray[np.float32]
+    shared: SharedRows
     spare: Columns
 
     @property
@@ -111,6 +134,35 @@ class Resident:
         """Where each study begins in ``by_study``, int64."""
         return np.cumsum(self.study_count) - self.study_count
 
+    @cached_property
+    def study_patient(self) -> NDArray[np.int64]:
+        """Patient number of each study number, int64."""
+        return np.array(self.names.study_patient[: len(self.study_count)], dtype=np.int64)
+
+    @cached_property
+    def _of_modalities(self) -> dict[frozenset[str], NDArray[np.bool_]]:
+        """Studies with each set of modalities, bool [studies]."""
+        mine = self.names.study_modalities[: len(self.study_count)]
+        kinds = {kind: i for i, kind in enumerate(dict.fromkeys(mine))}
+        numbers = np.fromiter((kinds[kind] for kind in mine), dtype=np.int64, count=len(mine))
+        return {kind: numbers == i for kind, i in kinds.items()}
+
+    def of_other_modality(self, modality: str) -> NDArray[np.bool_]:
+        """Studies whose headers name other modalities than ``modality`` ("CT", "CT/MR"), bool [studies].
+
+        None where either is not told.
+        """
+        found = np.zeros(len(self.study_count), dtype=bool)
+        if asked := frozenset(modality.split("/")) - UNTOLD:
+            for kind, mine in self._of_modalities.items():
+                if kind and not asked & kind:
+                    found |= mine
+        return found
+
+    def modality_of(self, study: int) -> str:
+        """Modality of a study's indexed series, several as "CT/MR"; "" where none is told."""
+        return "/".join(sorted(self.names.study_modalities[study]))
+
     def patients_in(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Numbers of the patients that ``mask`` leaves open, ascending."""
         return np.flatnonzero(np.bincount(self.patient[mask]))
@@ -131,15 +183,25 @@ class Resident:
         allow: AbstractSet[PseudoUid] | None = None,
     ) -> NDArray[np.bool_]:
         """Which rows may be answers, bool [n]: not excluded in the catalogue, not excluded here, and allowed."""
-        known, count = self.names, len(self.names.studies)
-        open_studies = np.zeros(count, dtype=bool) if allow is not None else np.ones(count, dtype=bool)
-        open_studies[[known.study_of[uid] for uid in allow or () if uid in known.study_of]] = True
-        open_studies[[known.study_of[uid] for uid in exclude_studies if uid in known.study_of]] = False
-        open_patients = np.ones(len(known.patients), dtype=bool)
+        known, count = self.names, len(self.study_count)
+        is_open = np.full(count, allow is None)
+        is_open[self._numbers(allow or ())] = True
+        is_open[self._numbers(exclude_studies)] = False
         closed = self.state.excluded | exclude_patients
-        open_patients[[known.patient_of[name] for name in closed if name in known.patient_of]] = False
-        mask: NDArray[np.bool_] = open_studies[self.study] & open_patients[self.patient]
+        if numbers := [known.patient_of[name] for name in closed if name in known.patient_of]:
+            is_open[np.isin(self.study_patient, numbers)] = False
+        shut = np.flatnonzero(~is_open)
+        if self.study_count[shut].sum() > FEW_SHUT * self.n:
+            return is_open[self.study]
+        mask = np.ones(self.n, dtype=bool)
+        for study in shut:
+            mask[self.rows_of(int(study))] = False
         return mask
+
+    def _numbers(self, uids: Iterable[PseudoUid]) -> list[int]:
+        """Numbers of those studies that have rows here."""
+        found = (self.names.study_of.get(uid, len(self.study_count)) for uid in uids)
+        return [number for number in found if number < len(self.study_count)]
 
 
 def load(store: VectorStore, previous: Resident | None = None) -> Resident:
@@ -178,23 +240,18 @@ def _load(store: VectorStore, previous: Resident | None) -> Resident:
             .where(v.id > last, v.segment_id.in_(select(s.id).where(s.model_id == store.model_id)))
             .order_by(v.id)
         )
-        rows = c.execute(query).all()
-        wanted = {row.segment_id for row in rows}
+        parts = [_columns(previous.names, rows) for rows in c.execute(query).partitions(ROWS_AT_ONCE)]
+        previous.names.describe(_modalities(c, previous.names.series[previous.names.described :]))
         named = {
             row.id: SegmentFile(row.name, row.n, row.dim, row.sha256, row.model_id)
             for row in c.execute(select(segments).where(s.model_id == store.model_id))
-            if row.id in wanted
         }
-    if not rows:
+    if not parts:
         return _with_state(previous, state)
-    names = previous.names
-    codes = np.array([names.codes(r.study_uid, r.series_uid, r.patient) for r in rows], dtype=np.int32)
-    z = np.array([np.nan if r.z is None else r.z for r in rows], dtype=np.float32)
-    ids = np.fromiter((r.id for r in rows), dtype=np.int64, count=len(rows))
-    where = np.array([(r.segment_id, r.row) for r in rows], dtype=np.int64)
-    matrix = np.empty((len(rows), store.dim), dtype=np.float32)
-    for segment_id, file in named.items():
-        mine = where[:, 0] == segment_id
+    where, ids, codes, z = (np.concatenate(column) for column in zip(*parts, strict=True))
+    matrix = np.empty((len(ids), store.dim), dtype=np.float32)
+    for segment_id in np.unique(where[:, 0]):
+        file, mine = named[int(segment_id)], where[:, 0] == segment_id
         picked = where[mine, 1]
         if picked.max() >= file.n:
             raise IndexCorrupt(f"segment {file.name} has fewer rows than the catalogue names", advice=files.ADVICE)
@@ -202,19 +259,38 @@ def _load(store: VectorStore, previous: Resident | None) -> Resident:
     return _append(previous, state, (matrix, ids, codes, z))
 
 
+def _room(n: int, dim: int) -> tuple[SharedRows, Columns]:
+    """Unwritten columns of ``n`` rows; what is not written to takes no memory."""
+    shared = SharedRows(n, dim)
+    rest = (np.empty(n, dtype=np.int64), np.empty((n, 3), dtype=np.int32), np.empty(n, dtype=np.float32))
+    return shared, (shared.array, *rest)
+
+
+def _columns(names: Names, rows: Sequence[Row[Any]]) -> tuple[NDArray[Any], ...]:
+    """Of rows of the catalogue: segment and row int64 [n, 2], and ids, codes and z of a ``Resident``."""
+    where = np.array([(r.segment_id, r.row) for r in rows], dtype=np.int64)
+    ids = np.fromiter((r.id for r in rows), dtype=np.int64, count=len(rows))
+    codes = np.array([names.codes(r.study_uid, r.series_uid, r.patient) for r in rows], dtype=np.int32)
+    z = np.array([np.nan if r.z is None else r.z for r in rows], dtype=np.float32)
+    return where, ids, codes, z
+
+
+def _modalities(c: Connection, uids: Sequence[PseudoUid]) -> dict[str, str]:
+    """Modality of each series that the catalogue knows."""
+    found: dict[str, str] = {}
+    for start in range(0, len(uids), SERIES_AT_ONCE):
+        asked = series_table.c.uid.in_(uids[start : start + SERIES_AT_ONCE])
+        found.update((r.uid, r.modality) for r in c.execute(select(series_table).where(asked)))
+    return found
+
+
 def _empty(dim: int) -> Resident:
-    spare = (
-        np.empty((0, dim), dtype=np.float32),
-        np.empty(0, dtype=np.int64),
-        np.empty((0, 3), dtype=np.int32),
-        np.empty(0, dtype=np.float32),
-    )
-    return Resident(State(-1, -1, frozenset()), Names(), *spare, spare=spare)
+    shared, spare = _room(0, dim)
+    return Resident(State(-1, -1, frozenset()), Names(), *spare, shared=shared, spare=spare)
 
 
 def _with_state(previous: Resident, state: State) -> Resident:
-    p = previous
-    return Resident(state, p.names, p.matrix, p.ids, p.codes, p.z, p.spare)
+    return replace(previous, state=state)
 
 
 def _append(
@@ -224,18 +300,12 @@ def _append(
 ) -> Resident:
     """A Resident of the old rows and the fresh ones; rows that an older one can see are never written to."""
     old, n = previous.n, previous.n + len(fresh[1])
-    spare = previous.spare
+    shared, spare = previous.shared, previous.spare
     if n > len(spare[1]):
-        room = n if not old else max(n, int(n * GROWTH))
-        spare = (
-            np.empty((room, spare[0].shape[1]), dtype=np.float32),
-            np.empty(room, dtype=np.int64),
-            np.empty((room, 3), dtype=np.int32),
-            np.empty(room, dtype=np.float32),
-        )
+        shared, spare = _room(int(n * GROWTH), shared.dim)
         _write(spare, 0, (previous.matrix, previous.ids, previous.codes, previous.z))
     _write(spare, old, fresh)
-    return Resident(state, previous.names, spare[0][:n], spare[1][:n], spare[2][:n], spare[3][:n], spare)
+    return Resident(state, previous.names, spare[0][:n], spare[1][:n], spare[2][:n], spare[3][:n], shared, spare)
 
 
 def _write(target: Columns, start: int, source: Columns) -> None:

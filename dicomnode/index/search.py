@@ -29,18 +29,18 @@ from dicomnode.index.vectors import VectorStore, check_vectors
 log = structlog.get_logger(__name__)
 
 FEW_ALLOWED = 0.5  # share of the snapshot: below it the allowed rows are searched exactly
-MAX_STARTS = 2  # of the MRPT process for one snapshot: after that it is not trusted any more
+MAX_CRASHES = 2  # of the MRPT process with one snapshot: after that it is not trusted any more
 
 Hits = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 class _Placed(NamedTuple):
-    """A snapshot seen from one Resident: position of each of its rows (-1: gone), and which positions it covers."""
+    """A snapshot seen from one Resident: which positions it covers, bool [n], and the vectors held out of it."""
 
     snapshot: Snapshot
     resident: Resident
-    positions: NDArray[np.int64]
     covered: NDArray[np.bool_]
+    held_out: Vectors
 
 
 class Searcher:
@@ -63,7 +63,7 @@ class Searcher:
         self._snapshot: Snapshot | None = None
         self._placed: _Placed | None = None
         self._child: MrptProcess | None = None
-        self._starts = 0
+        self._crashes = 0
 
     def close(self) -> None:
         """End the MRPT process, if one runs."""
@@ -78,15 +78,16 @@ class Searcher:
         IndexCorrupt, ModelMismatch
         """
         with self._lock:
-            self._resident = resident.load(self.store, self._resident)
+            token = snapshot.current_token(self.store.snapshot_folder) if self.backend == "mrpt" else ""
+            self._resident = resident.load(self.store, self._resident)  # after the token: holds what that names
             if self.backend == "mrpt":
-                self._refresh_snapshot()
+                self._refresh_snapshot(token, self._resident)
             return self._resident
 
     @property
     def snapshot(self) -> Snapshot | None:
         """The snapshot in use; None: everything is searched exactly."""
-        return self._snapshot if self._starts <= MAX_STARTS else None
+        return self._snapshot if self._crashes < MAX_CRASHES else None
 
     def search(
         self,
@@ -139,14 +140,15 @@ class Searcher:
         placed = self._place(now)
         if placed is None or k > SEARCH_K:
             return exact.top_k(queries, now.matrix, k, mask)
-        allowed = int(np.count_nonzero(mask & placed.covered))
-        rest = mask & ~placed.covered
-        if allowed < FEW_ALLOWED * len(placed.positions) or np.count_nonzero(rest) > allowed:
+        inside = mask & placed.covered
+        allowed = int(np.count_nonzero(inside))
+        if allowed < FEW_ALLOWED * placed.snapshot.manifest.n or np.count_nonzero(mask) > 2 * allowed:
             return exact.top_k(queries, now.matrix, k, mask)
-        rows = self._ask(placed.snapshot, queries)
+        rows = self._ask(placed, queries)
         if rows is None:
             return exact.top_k(queries, now.matrix, k, mask)
-        return self._join(now, queries, k, mask, placed, rows, exact.top_k(queries, now.matrix, k, rest)[0])
+        rest = _outside(placed, queries, k, mask)
+        return self._join(now, queries, k, mask, [survivors(row, inside) for row in rows], rest)
 
     def _join(
         self,
@@ -154,34 +156,36 @@ class Searcher:
         queries: Vectors,
         k: int,
         mask: NDArray[np.bool_],
-        placed: _Placed,
-        rows: NDArray[np.int32],
-        tail: NDArray[np.int64],
+        proposed: list[NDArray[np.int64]],
+        rest: NDArray[np.int64],
     ) -> Hits:
-        """Merge what MRPT found with the exact tail; queries for which too few survive are searched exactly."""
+        """Merge what MRPT found with the rest; queries for which too few survive are searched exactly."""
         positions = np.full((len(queries), k), -1, dtype=np.int64)
         similarity = np.full((len(queries), k), exact.MISSING, dtype=np.float32)
         short = np.zeros(len(queries), dtype=bool)
         for i, query in enumerate(queries):
-            found = survivors(rows[i], placed.positions, mask)
-            if len(found) < k:
+            if len(proposed[i]) < k:
                 short[i] = True
                 continue
-            near = np.concatenate([found, tail[i][tail[i] >= 0]])
+            near = np.concatenate([proposed[i], rest[i][rest[i] >= 0]])
             positions[i], similarity[i] = exact.best(query, now.matrix, near, k)
         if short.any():
             positions[short], similarity[short] = exact.top_k(queries[short], now.matrix, k, mask)
         return positions, similarity
 
-    def _refresh_snapshot(self) -> None:
-        token = snapshot.current_token(self.store.snapshot_folder)
+    def _refresh_snapshot(self, token: str, now: Resident) -> None:
         held = self._snapshot
         if token == self._token and (held is None or (held.folder / snapshot.MANIFEST).exists()):
+            if self._child is not None and self._child.rows is not now.shared:
+                with self._pipe:  # the rows have moved to more room: the old one must not be kept for the child alone
+                    self._drop_child()
             return
         with self._pipe:
             self._drop_child()
-            self._snapshot = snapshot.newest(self.store.snapshot_folder, self.store.model_id, self.store.dim)
-            self._token, self._placed, self._starts = token, None, 0
+            self._snapshot = snapshot.newest(
+                self.store.snapshot_folder, token, self.store.model_id, now.ids, now.matrix
+            )
+            self._token, self._placed, self._crashes = token, None, 0
 
     def _place(self, now: Resident) -> _Placed | None:
         """The snapshot seen from ``now``; None where there is none in use."""
@@ -191,38 +195,37 @@ class Searcher:
                 return None
             p = self._placed
             if p is None or p.snapshot is not held or p.resident.ids is not now.ids:
-                where = np.minimum(np.searchsorted(now.ids, held.ids), now.n - 1)
-                positions = np.where(now.ids[where] == held.ids, where, -1)
+                if not snapshot.begins_with(held, now.ids):
+                    return None  # the caller holds what was before a removal
                 covered = np.zeros(now.n, dtype=bool)
-                covered[positions[positions >= 0]] = True
-                self._placed = _Placed(held, now, positions, covered)
-            return self._placed
+                covered[: held.rows] = True
+                covered[held.held_out] = False
+                self._placed = p = _Placed(held, now, covered, now.matrix[held.held_out])
+            return p
 
-    def _ask(self, held: Snapshot, queries: Vectors) -> NDArray[np.int32] | None:
+    def _ask(self, placed: _Placed, queries: Vectors) -> NDArray[np.int32] | None:
         """Rows that MRPT proposes, int32 [m, WIDE_K]; None when its process failed and exact search must do."""
+        held = placed.snapshot
         with self._pipe:
             if self.snapshot is not held:
                 return None  # another thread has just loaded a newer one: its rows mean other vectors
             started = time.monotonic()
             try:
                 if self._child is None:
-                    self._starts += 1
-                    self._child = MrptProcess()
-                    self._child.open(held.folder / snapshot.DATA, held.manifest.n, held.manifest.dim)
+                    self._child = MrptProcess(placed.resident.shared, held.rows)
                     self._child.load(held.folder / snapshot.INDEX)
-                rows = ask(self._child, queries, min(WIDE_K, held.manifest.n))
+                rows = ask(self._child, queries, min(WIDE_K, held.rows))
             except ChildDied as fault:
                 log.warning(
                     "mrpt_process_failed", line=str(fault), seconds=round(time.monotonic() - started, 3), now="exact"
                 )
                 self._drop_child()
-                if self._starts >= MAX_STARTS:
-                    self._starts = MAX_STARTS + 1
+                self._crashes += 1
                 return None
-            if rows.min(initial=0) < -1 or rows.max(initial=0) >= held.manifest.n:
+            if rows.min(initial=0) < -1 or rows.max(initial=0) >= held.rows:
                 log.warning("mrpt_process_failed", line="the MRPT process named rows that do not exist", now="exact")
                 self._drop_child()
-                self._starts = MAX_STARTS + 1
+                self._crashes = MAX_CRASHES
                 return None
             return rows
 
@@ -230,3 +233,11 @@ class Searcher:
         if self._child is not None:
             self._child.close()
             self._child = None
+
+
+def _outside(placed: _Placed, queries: Vectors, k: int, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The best ``k`` of the held-out rows and of the tail for each query: positions int64 [m, 2 k], -1 where fewer."""
+    held, rows = placed.snapshot.held_out, placed.snapshot.rows
+    best = exact.top_k(queries, placed.held_out, k, mask[held])[0]
+    later = exact.top_k(queries, placed.resident.matrix[rows:], k, mask[rows:])[0]
+    return np.hstack([np.where(best < 0, -1, held[best]), np.where(later < 0, -1, later + rows)])

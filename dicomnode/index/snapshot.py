@@ -1,8 +1,8 @@
-"""Snapshots on disk: an MRPT index with the vectors it was built over and a manifest that binds the two.
+"""Snapshots on disk: an MRPT index and a manifest that binds it to the vectors it was built over.
 
 ``snapshots/current`` names the snapshot in force, the one before is kept. A snapshot is a cache: whatever is wrong with
-one (checksum, model, CPU, removed vectors) means that it is not used. Never loads an index file; ``open_checked`` is
-the gate before that, because MRPT loads over other data or from a truncated file without a word, or crashes.
+one (checksum, model, CPU, removed vectors) means that it is not used. Never loads an index file; ``open_checked`` and
+``check_rows`` are the gate before that: MRPT loads over other data or from a truncated file without a word, or crashes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from dicomnode.domain import ModelId
 from dicomnode.errors import Busy, IndexCorrupt
 from dicomnode.index import segments as files
+from dicomnode.index.segments import Vectors
 
 log = structlog.get_logger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 CURRENT = "current"
-DATA, IDS, INDEX, MANIFEST = "data.f32", "ids.npy", "index.mrpt", "manifest.json"
+IDS, HELD_OUT, INDEX, MANIFEST = "ids.npy", "held-out.npy", "index.mrpt", "manifest.json"
 ADVICE = "searching exactly; run 'dicomnode index rebuild'"
 
 
@@ -36,8 +37,9 @@ ADVICE = "searching exactly; run 'dicomnode index rebuild'"
 class Manifest:
     """What a snapshot was made of and what was measured on it; ``manifest.json``.
 
-    ``recall`` is the mean over held-out queries of the share of the true ``k`` nearest that were found, the query's own
-    patient excluded; ``recall_lower`` its one-sided 95 % lower bound.
+    ``n`` vectors are found through it; ``held_out`` more lie among its rows, copies of others stood in for them when it
+    was built. ``recall`` is the mean over held-out queries of the share of the true ``k`` nearest that were found, the
+    query's own patient excluded; ``recall_lower`` its one-sided 95 % lower bound.
     """
 
     format: int
@@ -48,8 +50,9 @@ class Manifest:
     removals: int
     held_out: int
     last_id: int
-    data_sha256: str
+    rows_sha256: str
     ids_sha256: str
+    held_out_sha256: str
     index_sha256: str
     target_recall: float
     recall: float
@@ -71,15 +74,29 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot that passed every check: folder, manifest, and the vector id of each row, int64 [n]."""
+    """A snapshot whose files passed every check.
+
+    Attributes
+    ----------
+    ids : int64 [rows]
+        The vector id of each row, ascending: the first ``rows`` vectors of the repository.
+    held_out : int64 [n]
+        Rows that are not found through it.
+    """
 
     folder: Path
     manifest: Manifest
     ids: NDArray[np.int64]
+    held_out: NDArray[np.int64]
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def rows(self) -> int:
+        """Rows that MRPT maps, held-out ones among them."""
+        return len(self.ids)
 
 
 def cpu_id() -> str:
@@ -121,12 +138,13 @@ def publish(folder: Path, built: Path, manifest: Manifest) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def names(folder: Path, model_id: ModelId | None = None) -> list[str]:
+def names(folder: Path, model_id: ModelId | None = None, token: str | None = None) -> list[str]:
     """Names of the snapshots, newest first: of a model the one in force and the one before, as far as there are any.
 
-    One whose manifest cannot be read is named with every model.
+    ``token`` is a ``current_token`` read before. One whose manifest cannot be read is named with every model.
     """
-    there = [name for name in current_token(folder).split("\n") if name and (folder / name).is_dir()]
+    token = current_token(folder) if token is None else token
+    there = [name for name in token.split("\n") if name and (folder / name).is_dir()]
     return [n for n in there if model_id is None or _model_of(folder / n) in (model_id, None)]
 
 
@@ -145,7 +163,10 @@ def read_manifest(path: Path) -> Manifest:
     IndexCorrupt
     """
     try:
-        return Manifest(**json.loads((path / MANIFEST).read_bytes()))
+        written = json.loads((path / MANIFEST).read_bytes())
+        if isinstance(written, dict) and written.get("format") != FORMAT:
+            raise IndexCorrupt(f"snapshot {path.name} is for another format", advice=ADVICE)
+        return Manifest(**written)
     except (OSError, ValueError, TypeError) as fault:
         raise IndexCorrupt(f"snapshot {path.name} has no readable manifest", advice=ADVICE) from fault
 
@@ -153,7 +174,6 @@ def read_manifest(path: Path) -> Manifest:
 def mismatch(manifest: Manifest, model_id: ModelId, dim: int) -> str:
     """In what a snapshot is not for this index and this machine; empty: it is."""
     expected = {
-        "format": (manifest.format, FORMAT),
         "model": (manifest.model_id, model_id),
         "dimension": (manifest.dim, dim),
         "mrpt version": (manifest.mrpt, mrpt_version()),
@@ -173,7 +193,7 @@ def open_checked(path: Path, model_id: ModelId, dim: int) -> Snapshot:
     manifest = read_manifest(path)
     if what := mismatch(manifest, model_id, dim):
         raise IndexCorrupt(f"snapshot {path.name} is for another {what}", advice=ADVICE)
-    digests = {DATA: manifest.data_sha256, IDS: manifest.ids_sha256, INDEX: manifest.index_sha256}
+    digests = {IDS: manifest.ids_sha256, HELD_OUT: manifest.held_out_sha256, INDEX: manifest.index_sha256}
     for name, digest in digests.items():
         try:
             found = files.file_sha256(path / name)
@@ -182,16 +202,40 @@ def open_checked(path: Path, model_id: ModelId, dim: int) -> Snapshot:
         if found != digest:
             raise IndexCorrupt(f"snapshot {path.name}: {name} does not match its checksum", advice=ADVICE)
     ids = np.load(path / IDS, allow_pickle=False)
-    if (path / DATA).stat().st_size != manifest.n * dim * 4 or ids.shape != (manifest.n,):
+    held_out = np.load(path / HELD_OUT, allow_pickle=False)
+    if ids.shape != (manifest.n + manifest.held_out,) or held_out.shape != (manifest.held_out,):
         raise IndexCorrupt(f"snapshot {path.name}: its files are not of the recorded size", advice=ADVICE)
-    return Snapshot(path, manifest, ids)
+    return Snapshot(path, manifest, ids, held_out)
 
 
-def newest(folder: Path, model_id: ModelId, dim: int) -> Snapshot | None:
-    """The snapshot in force, else the previous one, else None; each refusal is logged."""
-    for name in names(folder, model_id):
+def check_rows(held: Snapshot, ids: NDArray[np.int64], matrix: Vectors) -> None:
+    """Whether the first vectors of the repository, int64 [n] and float32 [n, dim], are those it was built over.
+
+    Raises
+    ------
+    IndexCorrupt
+    """
+    if not begins_with(held, ids) or rows_sha256(matrix[: held.rows]) != held.manifest.rows_sha256:
+        raise IndexCorrupt(f"snapshot {held.name} is for other vectors", advice=ADVICE)
+
+
+def begins_with(held: Snapshot, ids: NDArray[np.int64]) -> bool:
+    """Whether the rows of the snapshot are the first of ``ids``."""
+    return np.array_equal(ids[: held.rows], held.ids)
+
+
+def rows_sha256(matrix: Vectors) -> str:
+    """SHA-256 over the bytes of C-contiguous ``matrix``, float32 [n, dim]."""
+    return hashlib.sha256(matrix.data.cast("B")).hexdigest()
+
+
+def newest(folder: Path, token: str, model_id: ModelId, ids: NDArray[np.int64], matrix: Vectors) -> Snapshot | None:
+    """The newest snapshot named by ``token`` that passes every check for these vectors; each refusal is logged."""
+    for name in names(folder, model_id, token):
         try:
-            return open_checked(folder / name, model_id, dim)
+            found = open_checked(folder / name, model_id, matrix.shape[1])
+            check_rows(found, ids, matrix)
+            return found
         except IndexCorrupt as fault:
             log.warning("snapshot_refused", snapshot=name, line=str(fault))
     return None

@@ -148,6 +148,16 @@ class VectorStore:
         """Remove all vectors of a patient, of every model, from the disk too; how many there were."""
         return self._remove(vectors.c.patient == pseudonym)
 
+    def move_patient(self, former: Pseudonym, kept: Pseudonym) -> int:
+        """Give all vectors of a patient, of every model, to another pseudonym of the person; how many there were."""
+        with self.writing(), self.engine.begin() as c:
+            mine = vectors.c.patient == former
+            moved = c.execute(update(vectors).where(mine).values(patient=kept)).rowcount
+            if moved:
+                ledger.advance(c, ledger.REVISION, 1)
+                ledger.advance(c, ledger.REMOVALS, 1)  # so that readers load the patients again
+        return moved
+
     def admit(self) -> None:
         """Let this model in beside those whose vectors are here, until ``discard_other_models``.
 

@@ -19,7 +19,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from dicomnode.domain import MIN_PATIENTS_FOR_P, P_NONE, ModelId, Pseudonym, Verdict, VerdictKind
+from dicomnode.domain import MIN_PATIENTS_FOR_P, P_NONE, ModelId, Pseudonym, Verdict, VerdictKind, too_few
 from dicomnode.index import segments as files
 from dicomnode.index.ranking import RANKED_PATIENTS, Probe, Ranked, rank
 from dicomnode.index.resident import Resident
@@ -33,6 +33,7 @@ STALE_SHARE = 0.05  # patients that may have come since, before a large referenc
 LARGE = 100  # patients from which a reference may be that old
 BUCKETS = (1, 2, 4, 8, 16, 32)  # slices of a probe: few slices give noisier distances, so like is compared with like
 CACHES = "reference-*.json"  # one a model
+SCORING = 2  # of ``ranking``: distances by another rule are computed again
 
 
 class Reference(NamedTuple):
@@ -51,10 +52,16 @@ class _Stamp:
     excluded: str
     last: int  # the newest vector of the model: another model's coming changes nothing
     patients: int
+    scoring: int
 
     def fits(self, now: _Stamp) -> bool:
         """Whether it still serves ``now``: nothing removed or excluded since, and few patients more."""
-        if (self.model, self.removals, self.excluded) != (now.model, now.removals, now.excluded):
+        if (self.model, self.removals, self.excluded, self.scoring) != (
+            now.model,
+            now.removals,
+            now.excluded,
+            now.scoring,
+        ):
             return False
         grown = now.patients - self.patients
         return self.last == now.last or (self.patients >= LARGE and grown <= STALE_SHARE * self.patients)
@@ -68,11 +75,7 @@ def distance(ranked: list[Ranked]) -> float:
 def decide(query: float, reference: NDArray[np.float64], patients: int) -> Verdict:
     """The verdict for a query at distance ``query``, with ``patients`` others open to the search."""
     if patients < MIN_PATIENTS_FOR_P or len(reference) < MIN_PATIENTS_FOR_P:
-        return Verdict(
-            VerdictKind.REPOSITORY_TOO_SMALL,
-            None,
-            f"{patients} patients in the repository; a statement needs {MIN_PATIENTS_FOR_P}",
-        )
+        return Verdict(VerdictKind.REPOSITORY_TOO_SMALL, None, too_few(patients))
     p = (1 + int(np.count_nonzero(reference >= query))) / (len(reference) + 1)
     if p < P_NONE:
         return Verdict(
@@ -140,7 +143,7 @@ class References:
         excluded = hashlib.sha256("\n".join(sorted(now.state.excluded)).encode()).hexdigest()
         patients = len(now.patients_in(mask))
         last = int(now.ids[-1]) if now.n else -1
-        return _Stamp(self._searcher.store.model_id, now.state.removals, excluded, last, patients)
+        return _Stamp(self._searcher.store.model_id, now.state.removals, excluded, last, patients, SCORING)
 
     def _read(self, bucket: int) -> tuple[_Stamp, Reference] | None:
         """The reference that another process left; a file that cannot be read is computed again."""
@@ -179,7 +182,7 @@ def _probe(now: Resident, study: int, slices: int) -> Probe:
     rows = rows[np.lexsort((rows, np.nan_to_num(now.z[rows], nan=0.0)))]
     if len(rows) > slices:
         rows = rows[((np.arange(slices) + 0.5) * len(rows) / slices).astype(np.int64)]
-    return Probe(now.matrix[rows], now.z[rows])
+    return Probe(now.matrix[rows], now.z[rows], now.modality_of(study))
 
 
 def _shuffled(name: str) -> bytes:

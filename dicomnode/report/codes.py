@@ -118,6 +118,7 @@ class Texts:
     document_title: str
     no_image: str
     legend: tuple[str, str, str]  # present, none, unknown
+    pair_note: str
 
 
 ENGLISH = Texts(
@@ -128,14 +129,11 @@ ENGLISH = Texts(
     notice=(
         "The cases listed here belong to OTHER patients (de-identified). They were retrieved by image similarity, "
         "not by diagnosis. Findings listed with a case are findings of that case, never of this patient. "
-        "Not a diagnosis for this patient."
+        "Not a diagnosis for this patient. The score ranks cases; it is not a probability."
     ),
     similar="Similar cases were found; number of cases searched: {searched}.",
     none="No similar case was found in this repository; number of cases searched: {searched}{p}.",
-    too_small=(
-        "The repository is too small to tell whether any case is similar (fewer than 20 patients); "
-        "number of cases searched: {searched}."
-    ),
+    too_small="The repository is too small to tell whether any case is similar{reason}; {cases}.",
     not_searchable="This study could not be searched{reason}.",
     p_value=" (p = {p})",
     listed_below="The nearest cases are listed all the same, each marked as below threshold.",
@@ -168,6 +166,7 @@ ENGLISH = Texts(
     document_title="Similar cases (not for diagnosis)",
     no_image="no image",
     legend=("finding recorded", "no finding (stated by source)", "unknown"),
+    pair_note="most like slice A",
 )
 
 SPANISH = Texts(
@@ -178,14 +177,11 @@ SPANISH = Texts(
     notice=(
         "Los casos de esta lista pertenecen a OTROS pacientes (anonimizados). Se recuperaron por similitud de imagen, "
         "no por diagnóstico. Los hallazgos de cada caso son de ese caso, nunca de este paciente. "
-        "No es un diagnóstico de este paciente."
+        "No es un diagnóstico de este paciente. La puntuación ordena los casos; no es una probabilidad."
     ),
     similar="Se encontraron casos similares; casos examinados: {searched}.",
     none="No se encontró ningún caso similar en este repositorio; casos examinados: {searched}{p}.",
-    too_small=(
-        "El repositorio es demasiado pequeño para saber si algún caso es similar (menos de 20 pacientes); "
-        "casos examinados: {searched}."
-    ),
+    too_small="El repositorio es demasiado pequeño para saber si algún caso es similar{reason}; {cases}.",
     not_searchable="No se pudo buscar con este estudio{reason}.",
     p_value=" (p = {p})",
     listed_below="Aun así se muestran los casos más próximos, marcados cada uno como por debajo del umbral.",
@@ -218,6 +214,7 @@ SPANISH = Texts(
     document_title="Casos similares (no para diagnóstico)",
     no_image="sin imagen",
     legend=("hallazgo registrado", "sin hallazgos (según la fuente)", "desconocido"),
+    pair_note="parecida a la imagen A",
 )
 
 

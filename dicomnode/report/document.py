@@ -22,7 +22,15 @@ from dicomnode.domain import Case, FindingStatus
 from dicomnode.report.codes import PRODUCT, Language, texts
 from dicomnode.report.fonts import Line, font_file, lines_of, shortened, wrapped
 from dicomnode.report.header import clean_text
-from dicomnode.report.tiles import Pixels, Tiles, finding_lines, score_words, slice_words
+from dicomnode.report.tiles import (
+    Pixels,
+    Tiles,
+    case_letter,
+    finding_lines,
+    query_letter,
+    score_words,
+    slice_words,
+)
 from dicomnode.report.words import BELOW_THRESHOLD, case_link, verdict_sentence
 
 Colour = tuple[int, int, int]
@@ -32,6 +40,7 @@ MARGIN, GAP, PAD = 14.0, 5.0, 2.5
 CONTENT = WIDTH - 2 * MARGIN
 FOOTER_TOP = HEIGHT - 14.0
 COLUMNS, MAX_QUERY = 3, 3
+TAG = 3.6  # side of a letter's square beside text, mm
 PICTURE_HEIGHT, QUERY_HEIGHT, BAND, LINE = 46.0, 46.0, 6.0, 4.3
 MAX_LINES = 12  # of the findings of one case; the viewer has the rest
 FAMILY = "DejaVu"
@@ -176,7 +185,12 @@ class _Pages(FPDF):
             inner = width - 2 * PAD
             words = slice_words(tile, self.t)
             self.picture(x + PAD, y + 2, inner, QUERY_HEIGHT - 3, tile.pixels, f"{self.t.this_study}. {words}")
-            self.put(x + PAD, y + QUERY_HEIGHT, shortened(words, lambda s: self.width_of(s, 8.5), inner), 8.5, SOFT)
+            left = x + PAD
+            if letter := query_letter(self.tiles, i):
+                self.tag(left, y + QUERY_HEIGHT - 0.3, TAG, letter)
+                left += TAG + 1.2
+            room = x + PAD + inner - left
+            self.put(left, y + QUERY_HEIGHT, shortened(words, lambda s: self.width_of(s, 8.5), room), 8.5, SOFT)
         return y + height + GAP
 
     def rows(self) -> Iterator[Sequence[_Tile]]:
@@ -207,7 +221,10 @@ class _Pages(FPDF):
             self.put(middle, y + PICTURE_HEIGHT / 2 - 2, self.t.no_image, 9, SOFT)
         else:
             self.picture(x, y, width, PICTURE_HEIGHT, pixels, words)
+        letter = case_letter(self.tiles, case)
         self.band(x, y + PICTURE_HEIGHT, width, self.t.not_this_patient, WARNING, INK)
+        if letter:
+            self.tag(x + width - BAND, y + PICTURE_HEIGHT, BAND, letter)
         top = y + PICTURE_HEIGHT + BAND + 2
         word, value = score_words(self.answer, case, self.t)
         self.put(x + PAD, top, f"#{case.rank}", 11, INK, "B")
@@ -235,6 +252,13 @@ class _Pages(FPDF):
         self.set_fill_color(*colour)
         self.rect(x, y, width, BAND, "F")
         self.put(x + (width - self.width_of(text, 9.5, "B")) / 2, y + 1.3, text, 9.5, ink, "B")
+
+    def tag(self, x: float, y: float, side: float, letter: str) -> None:
+        """A letter in a square of this study's colour: it joins a case's slice to the study's."""
+        self.set_fill_color(*OWN)
+        self.rect(x, y, side, side, "F")
+        size = side / POINT_MM * 0.62
+        self.put(x + (side - self.width_of(letter, size, "B")) / 2, y + side * 0.14, letter, size, PAPER, "B")
 
     def picture(self, x: float, y: float, width: float, height: float, pixels: Pixels, words: str) -> None:
         """The whole slice in its own proportions, centred on black."""
@@ -274,6 +298,9 @@ class _Pages(FPDF):
                 self.symbol(x + 1.5, FOOTER_TOP + 3.4, status)
                 self.put(x + 4.6, FOOTER_TOP + 2, words, 7.5, SOFT)
                 x += 4.6 + self.width_of(words, 7.5) + 5
+            if any(case_letter(self.tiles, case) for case in self.answer.cases):
+                self.tag(x, FOOTER_TOP + 1.8, TAG, "A")
+                self.put(x + TAG + 1.2, FOOTER_TOP + 2, self.t.pair_note, 7.5, SOFT)
             self.put(MARGIN, FOOTER_TOP + 6.2, f"{note}  ·  {PRODUCT} {self.version}".strip(), 7.5, SOFT)
             page = self.t.page.format(n=number, total=total)
             self.put(WIDTH - MARGIN, FOOTER_TOP + 2, page, 8.5, INK, right=True)

@@ -16,7 +16,15 @@ from dicomnode.domain import Case, FindingStatus
 from dicomnode.report.codes import PRODUCT, Language, texts
 from dicomnode.report.fonts import Measure, font, has_right_to_left, lines_of, shortened, wrapped
 from dicomnode.report.header import clean_text
-from dicomnode.report.tiles import Pixels, Tiles, finding_lines, score_words, slice_words
+from dicomnode.report.tiles import (
+    Pixels,
+    Tiles,
+    case_letter,
+    finding_lines,
+    query_letter,
+    score_words,
+    slice_words,
+)
 from dicomnode.report.words import BELOW_THRESHOLD, verdict_sentence
 
 Colour = tuple[int, int, int]
@@ -27,6 +35,7 @@ FOOTER_HEIGHT, BAND_HEIGHT, LINE = 42, 30, 21
 QUERY_WIDTH, QUERY_WIDTH_FEW = 262, 420
 CAPTION_HEIGHT, CAPTION_WIDTH = 106, 240  # the least that a caption needs below, or beside, its picture
 THRESHOLD_LINE = 22
+TAG = 22  # side of a letter's square beside text
 ROOMY, ROOMY_WIDTH = 1.35, 420  # a wide caption has larger letters
 WIDEST_PERCENT, WIDEST_SCORE = "100.0 %", "0.000"
 MAX_SIDE = 600  # of one picture: a lone case must not dwarf the query beside it
@@ -150,8 +159,11 @@ class _Sheet:
             y = top + i * height
             end = min(y + height - caption - 6, y + round((box.width - 2 * PAD) * _tallness(tile.pixels)))
             self.picture(Box(box.x0 + PAD, y, box.x1 - PAD, end), tile.pixels)
-            words = shortened(slice_words(tile, self.t), _measure(17), box.width - 2 * PAD)
-            self.write(box.x0 + PAD, end + 5, words, 17)
+            left = box.x0 + PAD
+            if letter := query_letter(self.tiles, i):
+                self.tag(left, end + 4, TAG, letter)
+                left += TAG + 8
+            self.write(left, end + 5, shortened(slice_words(tile, self.t), _measure(17), box.x1 - PAD - left), 17)
 
     def case_grid(self, box: Box) -> None:
         cases = self.answer.cases[:MAX_CASES]
@@ -186,7 +198,11 @@ class _Sheet:
         else:
             self.picture(image, pixels)
         # Against the picture, never over it: it hides no anatomy and goes with the picture wherever it is shown.
-        self.band(Box(image.x0, image.y1, image.x1, image.y1 + BAND_HEIGHT), self.t.not_this_patient, WARNING, 18)
+        letter = case_letter(self.tiles, case)
+        band = Box(image.x0, image.y1, image.x1, image.y1 + BAND_HEIGHT)
+        self.band(band, self.t.not_this_patient, WARNING, 18, beside=BAND_HEIGHT if letter else 0)
+        if letter:
+            self.tag(band.x1 - BAND_HEIGHT, band.y0, BAND_HEIGHT, letter)
         self.caption(words, case, caption)
 
     def caption(self, box: Box, case: Case, least: int) -> None:
@@ -237,6 +253,10 @@ class _Sheet:
             self.symbol(int(x) + 8, y + 21, status)
             self.write(x + 24, y + 11, words, 16, MUTED)
             x += 24 + _measure(16)(words) + 28
+        if any(case_letter(self.tiles, case) for case in self.answer.cases):
+            self.tag(int(x), y + 10, TAG, "A")
+            self.write(x + TAG + 6, y + 11, self.t.pair_note, 16, MUTED)
+            x += TAG + 6 + _measure(16)(self.t.pair_note) + 28
         hidden = len(self.answer.cases) - MAX_CASES
         right = f"{PRODUCT} {self.version}".strip()
         if hidden > 0:
@@ -256,9 +276,15 @@ class _Sheet:
         picture = Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.LANCZOS)
         self.image.paste(picture, (box.x0 + (box.width - size[0]) // 2, box.y0 + (box.height - size[1]) // 2))
 
-    def band(self, box: Box, text: str, colour: Colour, size: int) -> None:
+    def band(self, box: Box, text: str, colour: Colour, size: int, *, beside: int = 0) -> None:
+        """A bar with its text, in the middle of what ``beside`` leaves at the right."""
         self.draw.rectangle((box.x0, box.y0, box.x1 - 1, box.y1 - 1), fill=colour)
-        self.centred(box, text, size, ON_WARNING, bold=True)
+        self.centred(box._replace(x1=box.x1 - beside), text, size, ON_WARNING, bold=True)
+
+    def tag(self, x: int, y: int, side: int, letter: str) -> None:
+        """A letter in a square of this study's colour: it joins a case's slice to the study's."""
+        self.draw.rectangle((x, y, x + side - 1, y + side - 1), fill=OWN)
+        self.write(x + side / 2, y + side / 2, letter, round(side * 0.7), ON_WARNING, bold=True, anchor="mm")
 
     def centred(self, box: Box, text: str, size: int, colour: Colour, *, bold: bool = False) -> None:
         while size > 9 and _measure(size, bold=bold)(text) > box.width - 8:

@@ -6,7 +6,7 @@ De-identified throughout: slices, ranks, scores, findings and fixed sentences; n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from dicomnode.report.spec import QueryImage
 from dicomnode.report.words import finding_text, query_slice
 
 Pixels = npt.NDArray[np.uint8]
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of the query's slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,14 @@ class Tiles:
         The slices that matched best, best first; the first three are drawn.
     cases : mapping of rank to pixels
         The matched slice of each case, de-identified, uint8 [rows, columns]; a missing one is said to be missing.
+    pairs : mapping of rank to place in ``query``
+        The query slice that the case's slice matched; none where that slice is not among ``query``.
     """
 
     answer: Answer
     query: tuple[QueryTile, ...]
     cases: Mapping[int, Pixels]
+    pairs: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for pixels in (*(q.pixels for q in self.query), *self.cases.values()):
@@ -80,3 +84,14 @@ def finding_lines(case: Case, t: Texts) -> list[str]:
 def slice_words(tile: QueryTile, t: Texts) -> str:
     """Where a slice of the query lies, empty where that is not known."""
     return "" if tile.image is None else query_slice(tile.image, t)
+
+
+def query_letter(tiles: Tiles, place: int) -> str:
+    """The letter of a slice of the query; empty where no case needs it, or there is one slice only."""
+    return LETTERS[place] if tiles.pairs and len(tiles.query) > 1 else ""
+
+
+def case_letter(tiles: Tiles, case: Case) -> str:
+    """The letter of the query's slice that the case's slice is like; empty where that slice is not shown."""
+    place = tiles.pairs.get(case.rank)
+    return "" if place is None else query_letter(tiles, place)

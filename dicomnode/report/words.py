@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dicomnode.domain import Answer, Case, FindingStatus, VerdictKind, reason_in
+from dicomnode.domain import Answer, Case, FindingStatus, VerdictKind, cases_searched, reason_in
 from dicomnode.report.codes import SPANISH, Texts
 from dicomnode.report.header import clean_text
 from dicomnode.report.spec import QueryImage
@@ -20,13 +20,19 @@ def verdict_sentence(answer: Answer, t: Texts) -> str:
     """The verdict in one or two sentences, with what follows below it."""
     verdict = answer.verdict
     p = t.p_value.format(p=f"{verdict.p:.3g}".replace(".", t.decimal)) if verdict.p is not None else ""
-    reason = clean_text(reason_in(verdict.reason, "es" if t is SPANISH else "en"))
+    language = "es" if t is SPANISH else "en"
+    reason = clean_text(reason_in(verdict.reason, language))
     first = {
         VerdictKind.SIMILAR: t.similar,
         VerdictKind.NONE: t.none,
         VerdictKind.REPOSITORY_TOO_SMALL: t.too_small,
         VerdictKind.NOT_SEARCHABLE: t.not_searchable,
-    }[verdict.kind].format(searched=answer.searched, p=p, reason=f": {reason.rstrip('.')}" if reason else "")
+    }[verdict.kind].format(
+        searched=answer.searched,
+        cases=cases_searched(answer.searched, language),
+        p=p,
+        reason=f": {reason.rstrip('.')}" if reason else "",
+    )
     if not answer.cases:
         return f"{first} {t.no_case_listed}"
     if answer.other_modality:

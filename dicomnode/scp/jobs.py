@@ -7,17 +7,17 @@ the same instance to two jobs. Identified zone: nothing here is logged but row i
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Engine, Row, func, insert, select, update
+from sqlalchemy import Connection, CursorResult, Engine, Row, delete, func, insert, select, update
 
 from dicomnode.domain import OriginalUid, Role
 from dicomnode.errors import NotFound
 from dicomnode.scp.durability import database_errors
 from dicomnode.scp.records import Job, SpoolInstance
-from dicomnode.scp.schema import JobState, instances, jobs, studies
+from dicomnode.scp.schema import JobState, decisions, instances, jobs, studies
 
 
 class Jobs:
@@ -138,6 +138,38 @@ class Jobs:
             )
         return fresh
 
+    def release(self, job_id: int, by_hand: Mapping[int, str]) -> tuple[int, bool]:
+        """Give some of a job's instances to a new queued job, each with what a person decided about it.
+
+        The rest stays where it is; a job that has no image left is closed, and its other objects go along.
+
+        Parameters
+        ----------
+        by_hand : mapping
+            Row id of each instance -> the decision as text; it replaces an earlier one.
+
+        Returns
+        -------
+        tuple
+            The new job's id, and whether the old one was closed.
+        """
+        mine = (instances.c.job_id == job_id) & instances.c.removing.is_(False)
+        with database_errors(), self._engine.begin() as connection:
+            fresh = self._new_job(connection, job_id, JobState.QUEUED, "")
+            for instance_id, text in by_hand.items():
+                chosen = update(instances).where(mine, instances.c.id == instance_id).values(job_id=fresh, version=1)
+                if connection.execute(chosen).rowcount != 1:
+                    raise NotFound(f"job {job_id} does not hold the object any more")
+                connection.execute(delete(decisions).where(decisions.c.instance_id == instance_id))
+                connection.execute(insert(decisions).values(instance_id=instance_id, by_hand=text))
+            left = select(func.count()).select_from(instances).where(mine, instances.c.image.is_(True))
+            closed = connection.execute(left).scalar_one() == 0
+            if closed:
+                connection.execute(update(instances).where(mine).values(job_id=fresh))
+                done = {"state": JobState.DONE.value, "changed": time.time()}
+                connection.execute(update(jobs).where(jobs.c.id == job_id).values(**done))
+        return fresh, closed
+
     @staticmethod
     def _new_job(connection: Connection, like: int, state: JobState, note: str) -> int:
         """A new job of the same study, role and AE titles as ``like``."""
@@ -154,10 +186,15 @@ class Jobs:
 
     def _jobs(self, where: Any) -> list[Job]:
         query = select(jobs, studies.c.study_uid).join(studies).order_by(jobs.c.id)
-        held = select(instances).where(instances.c.removing.is_(False)).order_by(instances.c.id)
+        held = (
+            select(instances, decisions.c.by_hand)
+            .outerjoin(decisions, decisions.c.instance_id == instances.c.id)
+            .where(instances.c.removing.is_(False))
+            .order_by(instances.c.id)
+        )
         if where is not None:
             query = query.where(where)
-            held = held.join(jobs).where(where)
+            held = held.join(jobs, jobs.c.id == instances.c.job_id).where(where)
         with database_errors(), self._read.begin() as connection:
             rows = connection.execute(query).all()
             by_job: dict[int, list[SpoolInstance]] = {row.id: [] for row in rows}
@@ -179,6 +216,7 @@ class Jobs:
             image=row.image,
             version=row.version,
             received=row.received,
+            by_hand=row.by_hand or "",
         )
 
 

@@ -44,6 +44,17 @@ class ReceivedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldStudy:
+    """A study of the spool: its originals, its jobs, and whether it waits for a worker or is in its hands."""
+
+    id: int
+    study_uid: OriginalUid
+    files: tuple[Path, ...]
+    jobs: tuple[int, ...]
+    waiting: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """The outcome of a store; ``version`` counts from 1."""
 
@@ -65,7 +76,10 @@ class PendingStudy:
 
 @dataclass(frozen=True, slots=True)
 class SpoolInstance:
-    """One original of a job. ``version`` above 1: another object with the same SOP Instance UID came before."""
+    """One original of a job. ``version`` above 1: another object with the same SOP Instance UID came before.
+
+    ``by_hand``: what a person decided about it when it was released, as ``Jobs.release`` got it.
+    """
 
     id: int
     path: Path
@@ -78,6 +92,7 @@ class SpoolInstance:
     image: bool
     version: int
     received: float
+    by_hand: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,14 @@ instances = Table(
     sqlite_autoincrement=True,
 )
 
+# What a person who looked at a held instance decided about it (``deid.by_hand``), as text; goes with the instance.
+decisions = Table(
+    "decisions",
+    metadata,
+    Column("instance_id", Integer, primary_key=True, autoincrement=False),
+    Column("by_hand", String, nullable=False),
+)
+
 # An instance being removed is already gone for a new arrival: the same object sent again starts afresh.
 Index(
     "instances_once",

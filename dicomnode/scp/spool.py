@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import structlog
 from sqlalchemy import Connection, Engine, delete, func, select, update
 
-from dicomnode.archive.database import Changes, open_engine
+from dicomnode.archive.database import Changes, open_engine, scrub
+from dicomnode.domain import OriginalUid
 from dicomnode.scp.arriving import ArrivingRows
 from dicomnode.scp.durability import database_errors, storage_error, sync_file, sync_folder
 from dicomnode.scp.group import GroupCommit
 from dicomnode.scp.incoming import Incoming
 from dicomnode.scp.jobs import Jobs
-from dicomnode.scp.records import PendingStudy, ReceivedFile, Stored, StoredKind, Sweep
-from dicomnode.scp.schema import JobState, instances, jobs, metadata, studies
+from dicomnode.scp.records import HeldStudy, PendingStudy, ReceivedFile, Stored, StoredKind, Sweep
+from dicomnode.scp.schema import JobState, decisions, instances, jobs, metadata, studies
 
 log = structlog.get_logger(__name__)
 
@@ -163,6 +164,50 @@ class Spool(Jobs):
             connection.execute(update(instances).where(instances.c.job_id == job_id).values(removing=True))
         return self._finish_removals(instances.c.job_id == job_id)
 
+    def held_studies(self) -> list[HeldStudy]:
+        """Every study that the spool knows, oldest first."""
+        with database_errors(), self._read.begin() as connection:
+            rows = connection.execute(select(studies.c.id, studies.c.study_uid).order_by(studies.c.id)).all()
+            found = {row.id: ([], [], OriginalUid(row.study_uid)) for row in rows}  # type: ignore[var-annotated]
+            waiting = set()
+            for row in connection.execute(select(instances)).all():
+                found[row.study_id][0].append(self.objects / row.path)
+                if row.job_id is None and row.image:
+                    waiting.add(row.study_id)
+            for row in connection.execute(select(jobs.c.id, jobs.c.study_id, jobs.c.state)).all():
+                found[row.study_id][1].append(row.id)
+                if row.state in (JobState.QUEUED.value, JobState.RUNNING.value):
+                    waiting.add(row.study_id)
+        return [
+            HeldStudy(study, uid, tuple(files), tuple(jobs_), study in waiting)
+            for study, (files, jobs_, uid) in found.items()
+        ]
+
+    def forget(self, study: HeldStudy) -> int:
+        """Delete a study with its jobs and originals; the number of files. What arrives after starts afresh."""
+        mine = instances.c.study_id == study.id
+        with database_errors(), self._engine.begin() as connection:
+            connection.execute(update(instances).where(mine).values(removing=True))
+        removed = self._finish_removals(mine)
+        with database_errors(), self._engine.begin() as connection:
+            arrived = connection.execute(select(func.count()).select_from(instances).where(mine)).scalar_one()
+            if not arrived:  # meanwhile
+                connection.execute(delete(jobs).where(jobs.c.study_id == study.id))
+                connection.execute(delete(studies).where(studies.c.id == study.id))
+        return removed
+
+    def forget_files(self, study: HeldStudy, files: Collection[Path]) -> int:
+        """Delete some originals of a study; its jobs and the others stay. Returns how many went."""
+        names = [str(file.relative_to(self.objects)) for file in files]
+        mine = (instances.c.study_id == study.id) & instances.c.path.in_(names)
+        with database_errors(), self._engine.begin() as connection:
+            connection.execute(update(instances).where(mine).values(removing=True))
+        return self._finish_removals(mine)
+
+    def scrub(self) -> bool:
+        """Leave no byte of deleted rows in the database's file; whether that was done."""
+        return scrub(self._engine)
+
     def sweep(self, *, older_than_s: float = 0.0) -> Sweep:
         """Put the folder and the database back in step; run once at the node's start, before the receivers.
 
@@ -243,6 +288,7 @@ class Spool(Jobs):
             raise storage_error(exc) from exc
         with database_errors(), self._engine.begin() as connection:
             for part in _chunks([row.id for row in rows]):
+                connection.execute(delete(decisions).where(decisions.c.instance_id.in_(part)))
                 connection.execute(delete(instances).where(instances.c.id.in_(part)))
         return len(rows)
 

@@ -31,8 +31,8 @@ meets are left out. `[node] log_level` sets how much is written.
 ## Audit trail
 
 One JSON object a line in `data_dir/audit/YYYY-MM.jsonl`, on disk before the act goes on: `time`, `event`, `actor`, and
-`pseudonym`, `row` and `reason` where they apply. `previous` is the SHA-256 of the line before: a line that was changed
-or taken out breaks the chain. The reason is kept as it was typed: give none that names a patient.
+`pseudonym`, `row`, `reason` and `detail` where they apply. `previous` is the SHA-256 of the line before: a line that
+was changed or taken out breaks the chain. The reason is kept as it was typed: give none that names a patient.
 
 {events}"""
 

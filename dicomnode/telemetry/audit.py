@@ -28,6 +28,8 @@ class AuditEvent(StrEnum):
     CASE_REMOVED = "case-removed"
     QUARANTINE_RELEASED = "quarantine-released"
     QUARANTINE_DISCARDED = "quarantine-discarded"
+    QUARANTINE_IDENTIFIED = "quarantine-identified"
+    QUARANTINE_PICTURED = "quarantine-pictured"
     RESULT_RESENT = "result-resent"
     ANSWER_VIEWED = "answer-viewed"
     CASE_VIEWED = "case-viewed"
@@ -41,17 +43,20 @@ class AuditEvent(StrEnum):
     SIGNED_OUT = "signed-out"
     LINK_OPENED = "link-opened"
     VAULT_ROTATED = "vault-rotated"
+    PATIENTS_MERGED = "patients-merged"
     MODEL_ACTIVATED = "model-activated"
     MODEL_DISCARDED = "model-discarded"
 
 
 # The registry. docs/metrics.md lists each event; a test fails where one lacks its documentation.
 EVENTS: dict[AuditEvent, str] = {
-    AuditEvent.REIDENTIFIED: "a pseudonym was resolved to its patient",
-    AuditEvent.CASE_EXCLUDED: "a patient was excluded from answers",
-    AuditEvent.CASE_REMOVED: "a study or patient was removed from the repository",
-    AuditEvent.QUARANTINE_RELEASED: "an item of the quarantine was released",
+    AuditEvent.REIDENTIFIED: "somebody asked whom a pseudonym stands for, found or not",
+    AuditEvent.CASE_EXCLUDED: "somebody had a patient excluded from answers (written before it is done)",
+    AuditEvent.CASE_REMOVED: "somebody had a study or patient removed (written before it is done)",
+    AuditEvent.QUARANTINE_RELEASED: "an item of the quarantine was released; `detail`: masks and statements",
     AuditEvent.QUARANTINE_DISCARDED: "an item of the quarantine was deleted",
+    AuditEvent.QUARANTINE_IDENTIFIED: "the original UIDs of an item of the quarantine were shown",
+    AuditEvent.QUARANTINE_PICTURED: "a picture of an item of the quarantine was written to a file",
     AuditEvent.RESULT_RESENT: "a result was sent again by hand",
     AuditEvent.ANSWER_VIEWED: "the page of an answer was opened",
     AuditEvent.CASE_VIEWED: "images of a case were opened",
@@ -64,13 +69,15 @@ EVENTS: dict[AuditEvent, str] = {
     AuditEvent.SIGN_IN_FAILED: "a sign-in was refused",
     AuditEvent.SIGNED_OUT: "a user signed out",
     AuditEvent.LINK_OPENED: "an open link was confirmed by its holder",
-    AuditEvent.VAULT_ROTATED: "the key of the pseudonym vault was changed",
+    AuditEvent.VAULT_ROTATED: "somebody had the key of the pseudonym vault changed (written before it is done)",
+    AuditEvent.PATIENTS_MERGED: "somebody had a second Patient ID joined to a patient (written before it is done)",
     AuditEvent.MODEL_ACTIVATED: "another model pack was put to work",
     AuditEvent.MODEL_DISCARDED: "vectors of a model that is not in force were deleted",
 }
 
 FIRST = "0" * 64  # what the first line of a file has as the hash of the line before it
 MAX_REASON = 200
+MAX_DETAIL = 2000  # so that a line is far shorter than what ``_last_line`` reads
 _ACTOR = re.compile(r"[^\x00-\x1f\x7f]{1,64}")
 _PSEUDONYM = re.compile(r"[A-Za-z0-9.-]{0,64}")
 
@@ -101,6 +108,7 @@ class AuditTrail:
         pseudonym: str = "",
         row: int | None = None,
         reason: str = "",
+        detail: str = "",
     ) -> None:
         """Append one line and sync it. Call it before the act: what cannot be recorded must not happen.
 
@@ -116,6 +124,8 @@ class AuditTrail:
             Row of the quarantine item, result or answer it is about.
         reason : str
             Why, as typed (``reidentify --reason``); up to 200 characters.
+        detail : str
+            What exactly, where the event does not say it (rectangles, numbers of objects); up to 2000 characters.
 
         Raises
         ------
@@ -124,11 +134,17 @@ class AuditTrail:
         AuditError
             The line could not be put on disk.
         """
+        if len(detail) > MAX_DETAIL:
+            raise UsageError(f"what is recorded in the audit trail would be longer than {MAX_DETAIL} characters")
         if not _ACTOR.fullmatch(actor) or not _PSEUDONYM.fullmatch(pseudonym) or len(reason) > MAX_REASON:
             raise UsageError(f"an audit entry needs an actor, and a reason of at most {MAX_REASON} characters")
         now = datetime.datetime.now(datetime.UTC)
         entry: dict[str, Any] = {"time": now.isoformat(timespec="milliseconds"), "event": event.value, "actor": actor}
-        entry |= {k: v for k, v in (("pseudonym", pseudonym), ("row", row), ("reason", reason)) if v not in ("", None)}
+        entry |= {
+            k: v
+            for k, v in (("pseudonym", pseudonym), ("row", row), ("reason", reason), ("detail", detail))
+            if v not in ("", None)
+        }
         try:
             self._append(self.folder / f"{now:%Y-%m}.jsonl", entry)
         except OSError as exc:

@@ -35,8 +35,9 @@ STEP_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 
 STEPS = ("deid", "archive", "embed", "index", "retrieve", "report", "clinical", "deliver")
 QUARANTINE_REASONS = (
-    "audit", "burned-in", "deid", "deid-failed", "failed", "input", "missing-uid", "mixed-patients", "no-pixel-data",
-    "not-dicom", "not-image", "not-searchable", "truncated", "unsupported", "version-conflict",
+    "archive-bomb", "audit", "burned-in", "damaged-archive", "deid", "deid-failed", "encrypted", "failed", "input",
+    "link", "missing-uid", "mixed-patients", "no-pixel-data", "not-dicom", "not-image", "not-searchable",
+    "recognizable-face", "truncated", "unsupported", "version-conflict",
 )  # fmt: skip
 
 

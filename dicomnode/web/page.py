@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from dicomnode.domain import Answer, Case, FindingStatus, VerdictKind, reason_in
+from dicomnode.domain import Answer, Case, FindingStatus, VerdictKind, cases_searched, reason_in
 from dicomnode.web.texts import LANGUAGES, TEXTS, Language
 
 TALLY_ROWS = 6
@@ -66,15 +66,20 @@ class Pages:
         headline = "empty" if empty else kind.value
         if kind is VerdictKind.SIMILAR and shown == 1:
             headline = "similar_one"
+        reason = reason_in(answer.verdict.reason, language)
         why = "empty_why" if empty else f"{kind.value}_why"
         return self._render(
             "answer.html",
             language,
             kind="empty" if empty else kind.value,
             headline=text[headline].format(n=shown),
-            why=text[why].format(searched=answer.searched),
+            why=text[why].format(
+                searched=answer.searched,
+                cases=cases_searched(answer.searched, language),
+                few=f"{reason}; " if reason else "",
+            ),
             caution=text["other_modality"].format(modality=answer.other_modality) if answer.other_modality else "",
-            reason=reason_in(answer.verdict.reason, language) if kind is VerdictKind.NOT_SEARCHABLE else "",
+            reason=reason if kind is VerdictKind.NOT_SEARCHABLE else "",
             below=kind is not VerdictKind.SIMILAR,
             cases=[_case(c, answer.calibrated, language) for c in answer.cases],
             tally=_tally(answer.cases, text),

@@ -26,8 +26,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "none_why": "{searched} cases were searched. The image lies farther from its nearest case than nearly all "
         "cases here lie from theirs. The nearest are listed below so that you can judge for yourself.",
         "repository-too-small": "This repository is too small to tell",
-        "repository-too-small_why": "Fewer than 20 patients could be compared, so the node does not say whether "
-        "the nearest cases are similar. They are listed below.",
+        "repository-too-small_why": "{few}{cases}. So the node does not say whether the nearest cases are similar. "
+        "They are listed below.",
         "not-searchable": "This image could not be searched",
         "not-searchable_why": "Nothing in the study is an image that the node can compare.",
         "reason": "Reason: {reason}",
@@ -104,8 +104,8 @@ TEXTS: dict[Language, dict[str, str]] = {
         "none_why": "Se buscó en {searched} casos. La imagen está más lejos de su caso más próximo que casi todos los "
         "casos de aquí del suyo. Los más próximos se muestran abajo para que pueda juzgar.",
         "repository-too-small": "El repositorio es demasiado pequeño para saberlo",
-        "repository-too-small_why": "Se pudo comparar con menos de 20 pacientes, por lo que el nodo no afirma si los "
-        "casos más próximos son similares. Se muestran abajo.",
+        "repository-too-small_why": "{few}{cases}. Por eso el nodo no afirma si los casos más próximos son "
+        "similares. Se muestran abajo.",
         "not-searchable": "No se pudo buscar esta imagen",
         "not-searchable_why": "Nada en el estudio es una imagen que el nodo pueda comparar.",
         "reason": "Motivo: {reason}",

@@ -126,7 +126,7 @@ class Graphs:
             vectors=np.ascontiguousarray(now.matrix[kept]),
             patient=start.patient,
             study=start.study,
-            modality=start.modality,
+            modality=now.modality_of(self._number(now, start.study) or 0),
         )
 
     def _allowed(self, ask: GraphAsk) -> set[PseudoUid] | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomnode.archive.records import read_record
+from dicomnode.archive.records import modalities_among, read_record
 from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import (
     Answer,
@@ -215,10 +215,10 @@ def embed(ctx: Context, inputs: Inputs, cleaned: Cleaned) -> Question:
         query = QueryStudy(slices=one, vectors=ctx.embedder.embed_images(pixels[None]), model_id=ctx.embedder.model_id)
         return Question(query, one, cleaned.files, said)
     records = {record.uid: (path, record) for path in cleaned.files for record in (read_record(path),)}
-    _, first = next(iter(records.values()))
     found = ctx.embedder.embed_study(cleaned.files)
     patient = ctx.vault.pseudonym_for(*inputs.identity, create=False)
-    study, modality = ctx.vault.uid(inputs.study_uid), first.modality
+    study = ctx.vault.uid(inputs.study_uid)
+    modality = modalities_among((r for _, r in records.values()), {s.instance_uid for s in found.slices})
     said = {"kind": "study", "modality": modality, "slices": len(found.slices)}
     said["series"] = [c.why for c in found.choices]
     slices = _slices(found, study, patient)

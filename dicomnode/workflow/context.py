@@ -6,7 +6,7 @@ things; what identifies is read from the spool and written to the outbox, both i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # every process of the node needs the folders, only a worker 
     from dicomnode.deid.pool import DeidTask
     from dicomnode.deid.result import DeidResult
     from dicomnode.deid.vault import Vault
-    from dicomnode.domain import Answer, ModelId, OriginalUid, PseudoUid, SliceRef
+    from dicomnode.domain import Answer, ModelId, OriginalUid, Pseudonym, PseudoUid, SliceRef
     from dicomnode.errors import DicomnodeError
     from dicomnode.index.cases import QueryStudy
     from dicomnode.index.takeover import Source
@@ -73,6 +73,10 @@ class VectorPort(Protocol):
     def has_study(self, uid: PseudoUid) -> bool: ...
 
     def remove_study(self, uid: PseudoUid) -> int: ...
+
+    def remove_patient(self, pseudonym: Pseudonym) -> int: ...
+
+    def move_patient(self, former: Pseudonym, kept: Pseudonym) -> int: ...
 
 
 class ThumbnailPort(Protocol):
@@ -131,6 +135,12 @@ class Folders:
     def sent_enhanced(self, result_id: int) -> Path:
         """The same report as Enhanced SR, for a peer that takes no Comprehensive SR."""
         return self.outbox / f"{result_id}.enhanced.dcm"
+
+    def remove_sent(self, results: Iterable[int]) -> None:
+        """Delete the objects of results in both forms, where they are there: never to be sent again."""
+        for result_id in results:
+            self.sent(result_id).unlink(missing_ok=True)
+            self.sent_enhanced(result_id).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

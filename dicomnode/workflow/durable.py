@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -19,7 +20,7 @@ from dbos import DBOS, DBOSConfig, SetWorkflowID
 from dbos._serialization import DBOSPortableJSONSerializer
 
 from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull
-from dicomnode.scp.durability import FULL_ERRNOS
+from dicomnode.scp.durability import FULL_ERRNOS, database_errors
 from dicomnode.scp.schema import JobState
 from dicomnode.workflow.context import Context
 from dicomnode.workflow.process_study import STEPS, Step
@@ -35,6 +36,8 @@ OK, QUARANTINED, WAITING = "ok", "quarantined", "waiting"
 RELEASE = "see the log and 'dicomnode doctor', then: dicomnode quarantine release ID"
 RECOVERIES = 8  # of one study: what kills the worker every time must not stop the others; power cuts are rarer
 EXCEEDED = "MAX_RECOVERY_ATTEMPTS_EXCEEDED"
+ENDED = ["SUCCESS", "ERROR", "CANCELLED", EXCEEDED]
+FORGET_AT_ONCE = 500  # runs deleted in one transaction
 TAKEN_UP = ("PENDING", "ENQUEUED", "DELAYED", "SUCCESS")  # recovery hands a run back through DBOS's own queue
 
 
@@ -61,6 +64,7 @@ class DurableWorker:
         self._ctx = ctx
         self._active: set[int] = set()
         self._full: set[int] = set()  # jobs whose last failure was a full disk
+        self._stranded: set[int] = set()  # jobs whose run ended without a word in the durable log: it was full, too
         self._lock = threading.Lock()
         self._lane = threading.Lock()  # one study computes at a time: the networks use every core already
         config: DBOSConfig = {
@@ -98,6 +102,10 @@ class DurableWorker:
                     if outcome != OK:
                         return outcome
                 return finish(job_id)
+            except Exception:
+                with self._lock:
+                    self._stranded.add(job_id)
+                raise
             finally:
                 with self._lock:
                     self._active.discard(job_id)
@@ -112,16 +120,53 @@ class DurableWorker:
         self.look_after()
 
     def look_after(self) -> None:
-        """Begin afresh what no run will take up any more; give up on a study under which the worker died repeatedly."""
+        """Begin afresh what no run will take up any more; give up on a study under which the worker died repeatedly.
+
+        Raises
+        ------
+        StorageFull, DicomnodeError
+            Spool or durable log cannot be written now: to be called again.
+        """
+        with database_errors():
+            self._look_after()
+
+    def _look_after(self) -> None:
         for job_id in self._ctx.spool.job_ids(JobState.RUNNING):
             if job_id in self._active:
                 continue
+            if job_id in self._stranded:
+                DBOS.cancel_workflow(_workflow_id(job_id))  # or the next start would take it up beside the new job
             status = DBOS.get_workflow_status(_workflow_id(job_id))
             if status is not None and status.status == EXCEEDED:
                 line = f"the worker died {RECOVERIES} times while it worked on this study"
                 self._quarantine(job_id, QuarantineError("failed", line, place="worker", advice=RELEASE))
             elif status is None or status.app_version != WORKFLOW_VERSION or status.status not in TAKEN_UP:
-                log.info("job_restarted", job=self._afresh(job_id))  # begun under another version
+                log.info("job_restarted", job=self._afresh(job_id))  # begun under another version, or stranded
+                self._stranded.discard(job_id)
+
+    def forget(self, older_than_s: float) -> int:
+        """Delete from the durable log the runs that ended longer ago, whose jobs the spool forgets too; how many.
+
+        Raises
+        ------
+        StorageFull, DicomnodeError
+            The durable log cannot be written now.
+        """
+        until = datetime.now(UTC) - timedelta(seconds=older_than_s)
+        forgotten = 0
+        with database_errors():
+            while True:
+                old = DBOS.list_workflows(
+                    status=ENDED,
+                    completed_before=until.isoformat(),
+                    limit=FORGET_AT_ONCE,
+                    load_input=False,
+                    load_output=False,
+                )
+                DBOS.delete_workflows([run.workflow_id for run in old])
+                forgotten += len(old)
+                if len(old) < FORGET_AT_ONCE:
+                    return forgotten
 
     def _afresh(self, job_id: int) -> int:
         """Hand a job's study to a new job; its id."""
@@ -138,8 +183,13 @@ class DurableWorker:
         """Begin a queued job; begun twice, it runs once."""
         with self._lock:
             self._active.add(job_id)
-        with SetWorkflowID(_workflow_id(job_id)):
-            DBOS.start_workflow(self._process, job_id)
+        try:
+            with SetWorkflowID(_workflow_id(job_id)):
+                DBOS.start_workflow(self._process, job_id)
+        except Exception:
+            with self._lock:
+                self._active.discard(job_id)
+            raise
         self._ctx.spool.set_job_state(job_id, JobState.RUNNING, if_state=JobState.QUEUED)
 
     def close(self) -> None:

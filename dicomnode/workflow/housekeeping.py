@@ -10,6 +10,7 @@ import time
 
 import structlog
 
+from dicomnode.archive.amending import ANEW
 from dicomnode.archive.answers import DELIVERED, PENDING
 from dicomnode.scp.schema import JobState
 from dicomnode.workflow.asking import ASK_PREFIX
@@ -25,12 +26,21 @@ ADVICE = "release ID, to see what is wrong with them, or discard ID"
 def close_jobs(ctx: Context) -> int:
     """Remove the originals of answered jobs whose results are all settled. Returns how many were closed.
 
-    A result that was refused for good keeps the originals until its sent object expires.
+    A result that was refused for good keeps the originals until its sent object expires. A study whose object is gone
+    before it was sent is answered anew: a case in it was withdrawn, or the file was lost.
     """
     closed = 0
     for job_id in ctx.spool.job_ids(JobState.ANSWERED):
         job = ctx.spool.job(job_id)
         results = ctx.answers.results(answer_id=job.answer_id) if job.answer_id is not None else []
+        lost = [
+            r.id for r in results if (r.state == PENDING or r.error == ANEW) and not ctx.folders.sent(r.id).exists()
+        ]
+        if lost and job.instances:
+            again = ctx.spool.requeue(job.id)  # before the rows go: a kill in between must not close the job
+            ctx.answers.drop_results(lost)
+            log.info("answered_anew", job=again)
+            continue
         if any(r.state != DELIVERED and ctx.folders.sent(r.id).exists() for r in results):
             continue
         ctx.spool.remove_job_files(job.id)

@@ -265,14 +265,3 @@ def _add_findings(
             added.findings += len(findings)
         except NotFound:
             added.skip("findings of a study that is not here")
-
-
-def remove_study(ctx: Context, study: PseudoUid) -> bool:
-    """Take a study out of the repository: vectors first, so that no answer can show what is gone."""
-    ctx.vectors.remove_study(study)
-    there = ctx.catalogue.remove_study(study)
-    ctx.objects.remove_study(study)
-    ctx.thumbnails.remove_study(study)
-    if there:
-        ctx.catalogue.note(study, "removed", {})
-    return there

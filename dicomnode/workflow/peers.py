@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,11 @@ class Destination:
     port: int
     results: bool
     objects: tuple[str, ...]
+
+    @classmethod
+    def of(cls, peer: Any, objects: tuple[str, ...]) -> Destination:
+        """A ``config.Peer``; ``objects`` where it names none of its own."""
+        return cls(peer.name, peer.ae_title, peer.host, peer.port, peer.results, peer.objects or objects)
 
 
 def destinations_for(calling: str, peers: Sequence[Destination]) -> list[Destination]:

@@ -21,7 +21,9 @@ import structlog
 from dicomnode.archive.answers import PENDING, QuerySlice, StoredAnswer
 from dicomnode.archive.catalogue import StoredInstance
 from dicomnode.archive.objects import sha256_of, sync_folder
-from dicomnode.archive.records import InstanceRecord, read_record
+from dicomnode.archive.records import InstanceRecord, modalities_among, read_record
+from dicomnode.deid.by_hand import ByHand
+from dicomnode.deid.faces import Face
 from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import Answer, ModelId, OriginalUid, Pseudonym, PseudoUid, SliceRef, Verdict, VerdictKind
 from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull
@@ -70,8 +72,11 @@ def deidentify(ctx: Context, job_id: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     staged = folder / STAGED
     staged.mkdir(parents=True)
-    outcomes = ctx.deid.run([DeidTask(i.path, staged / f"{i.id}.dcm", subject) for i in first])
+    outcomes = ctx.deid.run(
+        [DeidTask(i.path, staged / f"{i.id}.dcm", subject, by_hand=ByHand.from_text(i.by_hand)) for i in first]
+    )
 
+    faces = 0
     refused: dict[str, list[int]] = {}
     lines: dict[str, DicomnodeError] = {}
     for instance, outcome in zip(first, outcomes, strict=True):
@@ -81,13 +86,16 @@ def deidentify(ctx: Context, job_id: int) -> None:
             reason = getattr(outcome, "reason", outcome.code)
             refused.setdefault(reason, []).append(instance.id)
             lines.setdefault(reason, outcome)
+        elif outcome.face != Face.NONE:
+            faces += 1
     if first and sum(map(len, refused.values())) == len(first):
         worst = max(refused, key=lambda r: len(refused[r]))
         raise QuarantineError(worst, lines[worst].line, place=lines[worst].place, advice=lines[worst].advice)
     for reason, ids in refused.items():
         _hold(ctx, job_id, reason, ids, lines[reason])
     _write_json(folder / SUBJECT, {"pseudonym": subject.pseudonym})
-    log.info("deidentified", job=job_id, instances=len(first) - sum(map(len, refused.values())), held=len(refused))
+    passed = len(first) - sum(map(len, refused.values()))
+    log.info("deidentified", job=job_id, instances=passed, held=len(refused), faces=faces)
 
 
 def _hold(ctx: Context, job_id: int, reason: str, ids: Sequence[int], error: DicomnodeError) -> None:
@@ -100,10 +108,14 @@ def _hold(ctx: Context, job_id: int, reason: str, ids: Sequence[int], error: Dic
 
 def archive(ctx: Context, job_id: int) -> None:
     """De-identified objects -> archive and catalogue (not for role "query")."""
-    if not ctx.spool.job(job_id).role.keeps:
+    job = ctx.spool.job(job_id)
+    if not job.role.keeps:
         return
     records = _staged(ctx, job_id)
     archive_records(ctx, records, source="received")
+    decided = sum(bool(i.by_hand) for i in job.instances)
+    if records and decided:
+        ctx.catalogue.note(records[0][1].study_uid, "released-by-hand", {"instances": decided})
 
 
 def archive_records(ctx: Context, records: Sequence[tuple[Path, InstanceRecord]], *, source: str) -> None:
@@ -261,7 +273,7 @@ def _compute(
         kept = [s for s in ctx.answers.slices(earlier.id) if s.instance_uid not in new]
         slices = [*slices, *(SliceRef(s.instance_uid, PseudoUid(""), study, patient, s.frame, s.z) for s in kept)]
         vectors = np.concatenate([vectors, *(s.vector[None] for s in kept)]) if kept else vectors
-    modality = records[0][1].modality
+    modality = modalities_among((r for _, r in records), {s.instance for s in slices})
     said = {"modality": modality, "slices": len(slices), "series": [c["why"] for c in choices["chosen"]]}
     if len(slices):
         query = QueryStudy(

@@ -126,7 +126,7 @@ class RepositoryQueries:
             vectors=now.matrix[kept],
             patient=found.patient,
             study=found.study,
-            modality=found.modality,
+            modality=now.modality_of(number),
             model_id=index.store.model_id,
         )
         return found.instance, study

@@ -193,12 +193,14 @@ def tiles_of(
     best = {c.rank: max(c.matches, key=lambda m: m.similarity) for c in answer.cases if c.matches}
     wanted = dict.fromkeys(m.query_instance for m in best.values())
     read = ((uid, query_picture(uid, 0)) for uid in wanted)
-    query = islice((QueryTile(pixels, images.get(uid)) for uid, pixels in read if pixels is not None), MAX_QUERY)
+    shown = dict(islice(((uid, pixels) for uid, pixels in read if pixels is not None), MAX_QUERY))
     matched = {c.rank: case_picture(best[c.rank].instance, 0) for c in answer.cases[:limit] if c.rank in best}
+    places = {uid: place for place, uid in enumerate(shown)}
     return Tiles(
         answer=answer,
-        query=tuple(query),
+        query=tuple(QueryTile(pixels, images.get(uid)) for uid, pixels in shown.items()),
         cases={rank: pixels for rank, pixels in matched.items() if pixels is not None},
+        pairs={rank: places[m.query_instance] for rank, m in best.items() if m.query_instance in places},
     )
 
 

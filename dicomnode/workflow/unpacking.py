@@ -28,8 +28,8 @@ UNPACKED_FACTOR = 4  # an archive may unpack to this many times [web] upload_mb
 MAX_DIRECTORY = 16 << 20  # bytes of an archive's list of entries; it is read into memory
 HEAD = 132  # bytes that tell a file's kind: preamble and prefix
 _BLOCK = 1 << 20
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others can ask for gigabytes of memory
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others can ask for gigabytes of memory
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
 
 
 class Kind(Enum):
@@ -111,13 +111,13 @@ def _open_archive(path: Path, folder: Path, found: Unpacked, budget: int) -> int
     folder.mkdir(mode=0o700)
     try:
         with path.open("rb") as stream:
-            _check_directory(stream)
+            check_directory(stream, 2 * MAX_FILES)  # folders are entries too
             with zipfile.ZipFile(stream) as archive:
                 entries = [entry for entry in archive.infolist() if not entry.is_dir()]
                 unpacked = _check_entries(entries, len(found.files), path.stat().st_size, budget)
                 for number, entry in enumerate(entries):
                     _take(archive, entry, folder / f"{number}", found)
-    except _DAMAGED:
+    except DAMAGED:
         raise UploadRefused("damaged-archive", "the archive is damaged or cut short") from None
     except OSError as exc:
         if exc.errno == errno.ENOSPC:
@@ -126,14 +126,22 @@ def _open_archive(path: Path, folder: Path, found: Unpacked, budget: int) -> int
     return unpacked
 
 
-def _check_directory(stream: BinaryIO) -> None:
-    """Before the list of entries is read into memory: how large it says it is."""
+def check_directory(stream: BinaryIO, max_entries: int) -> None:
+    """Before the list of entries is read into memory: how large it says it is.
+
+    Raises
+    ------
+    UploadTooLarge
+        More entries than ``max_entries``, or a list of more than ``MAX_DIRECTORY`` bytes.
+    zipfile.BadZipFile
+        The list has no end.
+    """
     # The only reader of the end record, zip64 included, in the standard library.
     end = zipfile._EndRecData(stream)  # type: ignore[attr-defined]
     if not end:
         raise zipfile.BadZipFile
     entries, size = end[zipfile._ECD_ENTRIES_TOTAL], end[zipfile._ECD_SIZE]  # type: ignore[attr-defined]
-    if entries > 2 * MAX_FILES or size > MAX_DIRECTORY:  # folders are entries too
+    if entries > max_entries or size > MAX_DIRECTORY:
         raise UploadTooLarge("too-many-files", f"the archive holds more than {MAX_FILES} files")
     stream.seek(0)
 
@@ -143,7 +151,7 @@ def _check_entries(entries: Sequence[zipfile.ZipInfo], before: int, packed: int,
         raise UploadTooLarge("too-many-files", f"the archive holds more than {MAX_FILES} files")
     if any(entry.flag_bits & 0x1 for entry in entries):
         raise UploadRefused("encrypted", "the archive is encrypted", advice="send it without a password")
-    if any(entry.compress_type not in _METHODS for entry in entries):
+    if any(entry.compress_type not in METHODS for entry in entries):
         raise UploadRefused("damaged-archive", "the archive is packed by a method that is not read")
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > budget or (unpacked > RATIO_FROM and unpacked > MAX_RATIO * packed):

@@ -25,6 +25,7 @@ from dicomnode.testing import RunningNode, free_port
 
 HOST = "127.0.0.1"
 ANSWER_S = 60.0
+SETTLED_S = 300.0  # thousands of images on a slow machine
 # Without TCP_NODELAY DCMTK waits 40 ms an object; its own character sets are not ours.
 ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
 T = TypeVar("T")
@@ -144,6 +145,7 @@ def settled(node: RunningNode) -> None:
     wait_for(
         "everything settled",
         lambda: not parts.spool.pending() and not parts.spool.job_ids(*moving) and parts.answers.count_pending() == 0,
+        SETTLED_S,
     )
 
 

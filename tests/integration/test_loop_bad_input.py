@@ -167,6 +167,10 @@ def capture() -> list[Dataset]:
     return [ds]
 
 
+def marked() -> list[Dataset]:
+    return [image(817, BurnedInAnnotation="YES")]
+
+
 def mixed() -> list[Dataset]:
     one = sample_study(2, seed=814, matrix=64)
     one[1].PatientID = "SOMEBODY-ELSE"
@@ -193,8 +197,9 @@ def not_a_number() -> list[Dataset]:
     ("study", "reason"),
     [
         (no_pixels, "no-pixel-data"),
-        (ultrasound, "burned-in"),
-        (capture, "burned-in"),
+        (ultrasound, "not-searchable"),
+        (capture, "not-searchable"),
+        (marked, "burned-in"),
         (mixed, "mixed-patients"),
         (constant, "not-searchable"),
         (not_a_number, "not-searchable"),
@@ -257,7 +262,7 @@ def test_a_12_bit_jpeg_extended_study_is_held_as_no_decoder_is_known(node: Runni
     path = Path(str(get_testdata_file("JPEG-lossy.dcm")))
     ds = dcmread(path)
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CTImageStorage  # the file says screenshot
-    ds.Modality = "CT"
+    ds.Modality, ds.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
     assert ds.file_meta.TransferSyntaxUID.name.startswith("JPEG Extended")
     send(node, [ds])
     item = newest(node, "not-searchable", before)

@@ -74,9 +74,9 @@ def test_what_is_discarded_is_deleted_and_cannot_be_discarded_twice(site: Site):
     assert job is not None
     originals = [i.path for i in opened(site.node).spool.job(job).instances]
     assert len(originals) == 2
-    assert site.node.run("quarantine", "discard", str(item)).returncode == 0
+    assert site.node.run("quarantine", "discard", str(item), "--reason", "a test").returncode == 0
     assert not any(p.exists() for p in originals)
-    again = site.node.run("quarantine", "discard", str(item))
+    again = site.node.run("quarantine", "discard", str(item), "--reason", "a test")
     assert again.returncode == 2
     assert "discarded already" in one_line(again.stderr)
 

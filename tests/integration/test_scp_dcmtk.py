@@ -28,7 +28,7 @@ from pynetdicom.sop_class import Verification
 from dicomnode.config import AETitle, Dicom, Peer, Tls
 from dicomnode.errors import PeerError
 from dicomnode.scp.receiver import ReceiverOptions
-from dicomnode.scp.server import bind_listener
+from dicomnode.scp.server import FIRST_PDU_S, bind_listener
 from dicomnode.scp.spool import Spool
 from dicomnode.scp.supervisor import ChildSpec, Supervisor, python_module
 from dicomnode.scu.send import Timeouts, send_files
@@ -361,7 +361,7 @@ def test_tls_is_served_and_a_silent_client_does_not_hold_up_the_next(tmp_path, c
         silent = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(5)]
         start = time.monotonic()
         assert tls_echo(node, context)
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < FIRST_PDU_S  # had it waited for the silent ones to be dropped
         for client in silent:
             client.close()
         command = ["storescu", "-aec", "DICOMNODE", "+tla", "+cf", str(certificates / "server.pem"), "127.0.0.1"]

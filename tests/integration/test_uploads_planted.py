@@ -160,7 +160,7 @@ def test_refused_and_failed_uploads_leave_nothing(site: Site):
     assert site.post(b"<svg>PHIX-SVG</svg>").status_code == 415
     assert site.asked(data[:-4000])["error"]["code"] == "truncated"
     screen = write_study(
-        sample_study(1, patient_id="PHIX-SC", matrix=64, SOPClassUID="1.2.840.10008.5.1.4.1.1.7"),
+        sample_study(1, patient_id="PHIX-SC", matrix=64, BurnedInAnnotation="YES"),
         site.planted.path.parent / "screen",
     )
     assert site.asked(*screen)["error"]["code"] == "burned-in"

@@ -53,7 +53,7 @@ def test_the_holder_of_one_link_is_offered_nothing_else(link: str, page: Page) -
     page.wait_for_function("() => window.__viewer && window.__viewer.ready && window.__viewer.nodes.length > 1")
     page.wait_for_load_state("networkidle")
     expect(page.locator("h1")).to_have_text("This repository is too small to tell")
-    expect(page.locator(".caption")).to_contain_text("Fewer than 20 patients")
+    expect(page.locator(".caption")).to_contain_text("5 patients in the repository; a statement needs 20")
     assert page.get_by_role("link", name="New query").count() == 0
     assert page.locator("#sign-out").count() == 0
     page.locator("#case-next").click()

@@ -25,7 +25,7 @@ from .orthanc import OrthancCampaign
 from .pacs_down import PacsDownCampaign
 from .silent import KINDS as SILENT_KINDS
 from .silent import SilentCampaign
-from .summary import summary, write_page
+from .summary import PART, summary, write_page
 from .takeover import TakeoverCampaign
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,12 @@ def main() -> int:
     )
     parser.add_argument("campaign", nargs="*", choices=[*CAMPAIGNS, []], help="which (default: all)")
     parser.add_argument("--rounds", type=int, help="rounds of each (default: its own)")
-    parser.add_argument("--first", type=int, default=0, help="round to begin with: two halves may run side by side")
+    parser.add_argument(
+        "--first",
+        type=int,
+        default=0,
+        help="round to begin with: parts may run side by side, each in a folder of its own",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--page", action="store_true", help="write the table into docs/endurance.md too")
@@ -63,10 +68,11 @@ def main() -> int:
     for name in () if arguments.only_summary else arguments.campaign or CAMPAIGNS:
         campaign, usual = CAMPAIGNS[name]
         rounds = arguments.rounds or usual
+        folder = arguments.folder / (f"{name}{PART}{arguments.first}" if arguments.first else name)
         try:
-            campaign(arguments.folder / name, arguments.seed).run(range(arguments.first, rounds))
+            campaign(folder, arguments.seed).run(range(arguments.first, rounds))
         except Broken as exc:
-            with (arguments.folder / name / "soak.log").open("a") as log:
+            with (folder / "soak.log").open("a") as log:
                 log.write(f"FAILED: {exc}\n")
             sys.stdout.write(f"{name}: FAILED: {exc}\n")
             failed += 1

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.__main__ import machine
 
 Done = list[dict[str, Any]]
+PART = "-from-"  # after a campaign's name: the folder of a part that began with another round than the first
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
@@ -118,11 +119,13 @@ def summary(folder: Path) -> str:
     """The table, of the campaigns that have passed a round in ``folder``."""
     lines = [machine(), "", "| campaign | rounds passed | seed | seen |", "|---|---|---|---|"]
     for name, seen in COLUMNS.items():
-        state = folder / name / "state.json"
-        if state.exists():
-            held = json.loads(state.read_text())
-            done = list(held["done"].values())
-            lines.append(f"| {name} | {len(done)} | {held['seed']} | {seen(done)} |")
+        states = [folder / name / "state.json", *sorted(folder.glob(f"{name}{PART}*/state.json"))]
+        held = [json.loads(state.read_text()) for state in states if state.exists()]
+        if held:
+            rounds = {number: said for part in held for number, said in part["done"].items()}
+            done = [rounds[number] for number in sorted(rounds, key=int)]
+            seeds = ", ".join(sorted({str(part["seed"]) for part in held}))
+            lines.append(f"| {name} | {len(done)} | {seeds} | {seen(done)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from prometheus_client.values import close_all_multiprocess_files
 from sqlalchemy import Engine
 
@@ -62,6 +66,18 @@ def _nodes_of_a_module(made_nodes: list[Node]) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nodes_of_a_test(made_nodes: list[Node]) -> Iterator[None]:
     yield from _closed_after(made_nodes)
+
+
+@pytest.fixture(autouse=True)
+def _logging_put_back() -> Iterator[None]:
+    """Every command sets logging up for its process, on what is its standard error then: closed for later tests."""
+    root = logging.getLogger()
+    before = (root.handlers, root.level, sys.excepthook, threading.excepthook, logging.raiseExceptions)
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        logging.captureWarnings(capture=False)
+        root.handlers, root.level, sys.excepthook, threading.excepthook, logging.raiseExceptions = before
 
 
 def _closed_after(made: list[Node]) -> Iterator[None]:

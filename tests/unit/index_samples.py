@@ -75,6 +75,17 @@ def catalogue(
             c.execute(insert(findings).values(study_id=study_id, **values, source="test"))
 
 
+def add_series(index: VectorIndex, refs: Sequence[SliceRef], modality: str) -> None:
+    """Another series of a study that the catalogue has."""
+    with index.store.engine.begin() as c:
+        study_id = c.scalar(select(studies.c.id).where(studies.c.uid == refs[0].study))
+        row = insert(series).values(uid=refs[0].series, study_id=study_id, modality=modality).returning(series.c.id)
+        stored = {"series_id": c.execute(row).scalar_one(), "sop_class": "1.2", "transfer_syntax": "1.2"}
+        c.execute(
+            insert(instances), [{**stored, "path": "p", "sha256": "0", "uid": r.instance, "bytes": 1} for r in refs]
+        )
+
+
 def exclude(index: VectorIndex, patient: str, excluded: bool = True) -> None:
     """What ``index exclude`` does to the catalogue."""
     with index.store.engine.begin() as c:

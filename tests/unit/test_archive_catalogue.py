@@ -8,7 +8,7 @@ from archive_samples import NODULE, OTHER, PATIENT, STUDY, record, stored
 
 from dicomnode.archive import schema as t
 from dicomnode.archive.catalogue import Catalogue, StoredInstance
-from dicomnode.domain import Finding, FindingStatus, Pseudonym, PseudoUid
+from dicomnode.domain import LABEL_SCHEME, Finding, FindingStatus, Pseudonym, PseudoUid
 from dicomnode.errors import NotFound
 
 EFFUSION = Finding("SCT", "60046008", "Derrame pleural ÁCIDO", "findings file")
@@ -115,6 +115,34 @@ def test_studies_are_found_by_every_word_of_a_finding(catalogue, text, found):
     catalogue.set_findings(STUDY, [NODULE], FindingStatus.PRESENT)
     catalogue.set_findings(OTHER, [EFFUSION], FindingStatus.PRESENT)
     assert catalogue.studies_with_finding(text) == found
+
+
+@pytest.mark.parametrize(
+    ("finding", "text", "found"),
+    [
+        (Finding(LABEL_SCHEME, "NonCOVID", "NonCOVID"), "COVID", False),
+        (Finding(LABEL_SCHEME, "NonCOVID", "NonCOVID"), "noncovid", True),
+        (Finding(LABEL_SCHEME, "non-COVID", "non-COVID"), "covid", False),
+        (Finding(LABEL_SCHEME, "non-COVID", "non-COVID"), "Non-covid", True),
+        (Finding(LABEL_SCHEME, "Non_COVID", "Non_COVID"), "covid", False),
+        (Finding(LABEL_SCHEME, "COVID", "COVID"), "covid", True),
+        (Finding("SCT", "840539006", "Disease caused by SARS-CoV-2 (COVID-19)"), "covid", True),
+        (Finding("SCT", "840539006", "Disease caused by SARS-CoV-2 (COVID-19)"), "cov", True),
+        (Finding("SCT", "840539006", "Disease caused by SARS-CoV-2 (COVID-19)"), "covid-19 disease", True),
+        (Finding("SCT", "840539006", "Disease caused by SARS-CoV-2 (COVID-19)"), "(covid", True),
+        (Finding("SCT", "840539006", "Disease caused by SARS-CoV-2 (COVID-19)"), "ease", False),
+        (Finding("SCT", "840539006", "Disease caused by SARS-CoV-2 (COVID-19)"), "0539", True),
+        (Finding("I10C", "J18.9", "Pneumonia, unspecified organism"), "j18 pneumonia", True),
+        (Finding("I10C", "J18.9", "Pneumonia, unspecified organism"), "specified", False),
+        (Finding(LABEL_SCHEME, "lung_nodule", "lung_nodule"), "nodule", True),
+        (Finding(LABEL_SCHEME, "ground-glass", "ground-glass"), "glass", True),
+        (Finding(LABEL_SCHEME, "病毒性肺炎", "病毒性肺炎"), "肺炎", True),  # a script without gaps between words
+    ],
+)
+def test_a_word_is_found_at_the_start_of_words_and_a_code_anywhere(catalogue, finding, text, found):
+    catalogue.add_study([stored()], source="received")
+    catalogue.set_findings(STUDY, [finding], FindingStatus.PRESENT)
+    assert catalogue.studies_with_finding(text) == ({STUDY} if found else set())
 
 
 def test_removing_a_study_takes_all_its_rows_and_its_patient_when_it_was_the_last(catalogue):

@@ -29,6 +29,14 @@ def test_the_revisions_make_exactly_the_tables_of_the_schema(engine):
         assert compare_metadata(context, schema.metadata) == []
 
 
+def test_who_is_excluded_is_read_without_a_look_at_every_patient(engine):
+    patients = schema.patients
+    asked = sa.select(patients.c.pseudonym).where(patients.c.excluded).compile(engine)
+    with engine.connect() as db:
+        (step,) = db.execute(sa.text(f"EXPLAIN QUERY PLAN {asked}")).all()
+    assert step.detail.endswith("INDEX ix_patients_excluded")
+
+
 def test_upgrading_again_changes_nothing_and_keeps_the_rows(engine):
     with engine.begin() as db:
         db.execute(sa.text("INSERT INTO node VALUES ('k', 'v')"))

@@ -301,7 +301,7 @@ class TestUpgrade:
             rows = db.execute(sa.text("SELECT id, token, patient FROM answers ORDER BY id")).all()
             assert [tuple(r) for r in rows] == [(1, "1" * 32, "DN-A"), (2, "2" * 32, None)]
             assert db.execute(sa.text("SELECT count(*) FROM result_slices")).scalar_one() == 1
-            assert db.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one() == "0002"
+            assert db.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one() == "0003"
             assert db.execute(sa.text("PRAGMA foreign_key_check")).all() == []
 
     def test_then_takes_users(self, first):

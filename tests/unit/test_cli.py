@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import io
 import json
-import logging
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -20,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 import torch
 import typer
 from archive_samples import STUDY, an_answer
@@ -31,8 +28,20 @@ from dicomnode.archive import schema
 from dicomnode.cli import main
 from dicomnode.cli.app import app
 from dicomnode.cli.options import print_json, print_table
+from dicomnode.cli.query import verdict_lines
 from dicomnode.config import load_settings
-from dicomnode.domain import Finding, FindingStatus, PseudoUid, Role
+from dicomnode.domain import (
+    Answer,
+    Case,
+    Finding,
+    FindingStatus,
+    ModelId,
+    Pseudonym,
+    PseudoUid,
+    Role,
+    Verdict,
+    VerdictKind,
+)
 from dicomnode.errors import InputError
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.packing import CARD_SECTIONS
@@ -93,13 +102,7 @@ def run(*arguments: str | Path) -> Done:
 
 @pytest.fixture(autouse=True)
 def _own_surroundings(no_settings_from_outside):
-    """An empty working folder; and logging, which every command sets up for its process, put back."""
-    root = logging.getLogger()
-    before = (root.handlers, root.level, sys.excepthook, threading.excepthook, logging.raiseExceptions)
-    yield
-    structlog.reset_defaults()
-    logging.captureWarnings(capture=False)
-    root.handlers, root.level, sys.excepthook, threading.excepthook, logging.raiseExceptions = before
+    """An empty working folder."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -196,6 +199,13 @@ class TestUsage:
         assert done.code == 2
         assert "index" in done.out
         assert done.err == ""
+
+    def test_a_query_with_a_folder_without_a_file_is_a_mistake_of_the_caller(self, tmp_path):
+        (tmp_path / "empty" / "below").mkdir(parents=True)
+        done = run("query", tmp_path / "empty", "--config", write_settings(tmp_path))
+        assert (done.code, done.out) == (2, "")
+        assert f"{tmp_path / 'empty'}: there is no file in this folder" in done.error()
+        assert not (tmp_path / "var").exists()
 
     def test_a_group_alone_shows_its_commands(self):
         done = run("results")
@@ -385,6 +395,14 @@ class TestJson:
         done = repository.run("query", tmp_path / "a.png", "--text", "nothing-has-this")
         assert (done.code, done.out) == (0, 'No case in this repository has "nothing-has-this" among its findings.\n')
 
+    @pytest.mark.parametrize(("asked", "cautioned"), [("MR", True), ("CT", False)])
+    def test_query_says_where_no_case_is_of_the_modality_of_the_study(self, asked, cautioned):
+        one = Case(1, 0.9, Pseudonym("P1"), PseudoUid("2.25.1"), PseudoUid("2.25.2"), "CT", FindingStatus.NONE, (), ())
+        found = Answer({"modality": asked}, ModelId("m"), Verdict(VerdictKind.SIMILAR, 0.4, "as near"), (one,), 22)
+        first, *more = verdict_lines(found)
+        assert first == "similar (p = 0.400): as near; 22 cases searched"
+        assert more == (["Caution: this study is MR, and none of the cases listed is."] if cautioned else [])
+
     def test_query_for_people(self, repository, tmp_path):
         slice_picture().save(tmp_path / "a.png")
         done = repository.run("query", tmp_path / "a.png")
@@ -433,7 +451,9 @@ class TestJson:
     def test_quarantine(self, repository):
         (item,) = [i for i in repository.run("quarantine", "list", "--json").json()["items"] if i["reason"] == "audit"]
         assert set(item) >= {"id", "reason", "state"}
-        assert repository.run("quarantine", "show", str(item["id"]), "--json").json() == item
+        shown = repository.run("quarantine", "show", str(item["id"]), "--json").json()
+        assert shown.pop("commands")[-1] == f"dicomnode quarantine discard {item['id']} --reason TEXT"
+        assert shown == item
 
     def test_an_item_without_objects_cannot_be_released_but_discarded_once(self, repository):
         node = repository.node()
@@ -442,9 +462,9 @@ class TestJson:
         assert done.code == 2
         assert "index add" in done.error()
         assert repository.run("quarantine", "discard", item).code == 0
-        assert repository.run("quarantine", "discard", item).code == 2
+        assert repository.run("quarantine", "discard", item, "--reason", "a test").code == 2
         trail = "".join(p.read_text() for p in (repository.folder / "var" / "audit").iterdir())
-        assert trail.count("quarantine-discarded") == 1
+        assert trail.count("quarantine-discarded") == trail.count("not stated") == 1
 
     def test_models(self, repository):
         (pack,) = repository.run("models", "list", "--json").json()["packs"]
@@ -486,7 +506,8 @@ class TestJson:
 
     def test_config(self, repository):
         checked = repository.run("config", "check", "--json").json()
-        assert checked.items() >= {"ok": True, "file": str(repository.settings), "warnings": []}.items()
+        assert checked.items() >= {"ok": True, "file": str(repository.settings)}.items()
+        assert [w["line"] for w in checked["warnings"]] == ["no peer takes results"]
         assert checked["data_dir"] == str(repository.folder / "var")
         data = repository.run("config", "show", "--json").json()
         assert set(data) >= {"node", "dicom", "deid", "vault", "models", "index", "retrieval", "report", "web"}
@@ -496,6 +517,15 @@ class TestJson:
         done = run("config", "check", "--config", settings)
         assert done.code == 2
         assert "clean-graphics" in done.error()
+
+    def test_config_check_and_doctor_warn_alike_where_no_peer_takes_results(self, tmp_path):
+        settings = write_settings(tmp_path)
+        checked = run("config", "check", "--json", "--config", settings)
+        (warning,) = checked.json()["warnings"]
+        assert (checked.code, warning["line"]) == (0, "no peer takes results")
+        assert warning in run("doctor", "--json", "--config", settings).json()["checks"]
+        settings.write_text(settings.read_text().replace("peers = []\n", ""))  # the example peer takes them
+        assert run("config", "check", "--json", "--config", settings).json()["warnings"] == []
 
     def test_a_relative_data_folder_is_named_by_its_absolute_path(self, tmp_path):
         settings = write_settings(tmp_path)
@@ -536,10 +566,14 @@ class TestJson:
         done = repository.run("deid", tmp_path / "in", "--out", tmp_path / "out", "--json")
         assert done.code == 1
         data = done.json()
-        assert set(data) == {"files", "counts", "profile"}
-        assert data["counts"] == {"ok": 1, "quarantined": 1, "failed": 0, "duplicates": 0}
+        assert set(data) >= {"files", "counts", "profile"}
+        assert data["counts"] == {"ok": 1, "quarantined": 1, "failed": 0, "duplicates": 0, "skipped": 0}
         (ok,) = [f for f in data["files"] if f["status"] == "ok"]
         assert (ok["input"], Path(ok["output"]).is_file()) == (str(file), True)
+        again = repository.run("deid", tmp_path / "in", "--out", tmp_path / "out", "--json", "--report-paths", "hashed")
+        (hashed,) = [f for f in again.json()["files"] if f["status"] == "ok"]
+        located = repository.run("deid", tmp_path / "in", "--locate", hashed["input"])
+        assert (located.code, located.out) == (0, f"{file}\n")
 
     def test_deid_explain(self, repository, tmp_path):
         (file,) = write_study(sample_study(1, matrix=64, name="Doe^Jane"), tmp_path)

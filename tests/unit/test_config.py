@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
-from dicomnode.config import DEID_OPTIONS, as_markdown, as_toml, load_settings
+from dicomnode.config import DEID_OPTIONS, AETitle, Peer, load_settings
+from dicomnode.config.pages import as_markdown, as_toml
 from dicomnode.domain import Role
 from dicomnode.errors import SettingsError
 
@@ -39,6 +42,33 @@ class TestSettings:
 
     def test_the_settings_page_is_written_from_the_registry(self) -> None:
         assert (ROOT / "docs" / "settings.md").read_text("utf-8") == as_markdown()
+
+    def test_both_pages_tell_what_a_peer_has_where_it_says_no_more_than_it_must(self, tmp_path: Path) -> None:
+        text = "[[dicom.peers]]\nname = 'a'\nae_title = 'A'\n"
+        (peer,) = load_settings(write(tmp_path, text)).dicom.peers
+        rows = dict(re.findall(r"^\| `\[\[peers\]\] (\w+)` \| `?(.+?)`? \|", as_markdown(), re.MULTILINE))
+        assert (rows.pop("name"), rows.pop("ae_title")) == ("required", "required")
+        assert {k: json.loads(v) for k, v in rows.items()} == peer.model_dump(mode="json", exclude={"name", "ae_title"})
+        (example,) = load_settings().dicom.peers
+        block = as_toml().split("# [[dicom.peers]]\n")[1].split("\n\n")[0].splitlines()
+        lines = dict(line.removeprefix("# ").split(" = ", 1) for line in block)
+        assert {k for k, v in lines.items() if "# Required. " in v} == {"name", "ae_title"}
+        for key in rows:
+            value, shown = json.dumps(peer.model_dump(mode="json")[key]), lines[key]
+            assert shown.endswith(f" Default: {value}.") or shown.startswith(f"{value}  # "), key
+        assert (example.port, peer.port, example.results, peer.results) == (11113, 104, True, False)
+        assert "port = 11113, results = true`" in as_markdown()
+
+    @pytest.mark.parametrize(("table", "model"), [("peers", Peer), ("ae_titles", AETitle)])
+    def test_what_is_called_required_is_refused_where_it_is_missing(
+        self, tmp_path: Path, table: str, model: type[Peer] | type[AETitle]
+    ) -> None:
+        required = re.findall(rf"^\| `\[\[{table}\]\] (\w+)` \| required \|", as_markdown(), re.MULTILINE)
+        assert required == [k for k, f in model.model_fields.items() if f.is_required()]
+        for missing in required:
+            given = "".join(f"{k} = 'X'\n" for k in required if k != missing)
+            with pytest.raises(SettingsError, match=missing):
+                load_settings(write(tmp_path, f"[[dicom.{table}]]\n{given}"))
 
     def test_the_environment_wins_over_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         file = write(tmp_path, "[dicom]\nport = 1040\nreceivers = 3\n")

@@ -188,8 +188,17 @@ def test_a_file_that_cannot_be_read_is_refused(recipe: Recipe, clean: tuple[Path
 
 def test_the_auditor_shares_no_code_with_what_it_audits() -> None:
     folder = Path(table.__file__).parent
-    for name in ("audit.py", "leaks.py"):
+    for name in ("audit.py", "leaks.py", "private_audit.py"):
         text = (folder / name).read_text("utf-8")
-        for part in ("recipe", "engine", "source", "gate", "text"):
+        for part in ("recipe", "engine", "source", "gate", "text", "private"):
             assert f"dicomnode.deid.{part} " not in text
             assert f"import {part}" not in text
+
+
+def test_the_uid_of_a_device_passes_where_the_option_keeps_it(tmp_path: Path) -> None:
+    recipe = compile_recipe("basic", ["retain-device-identity"])
+    src = plant(tmp_path / "in.dcm", [0x00181002], ["top", "nested"]).path
+    Deidentifier(recipe, KEY, fsync=False).deidentify(src, tmp_path / "out.dcm", SUBJECT)
+    assert dcmread(tmp_path / "out.dcm").DeviceUID == value_of(0x00181002)
+    strict = compile_recipe("basic", ())
+    assert "(0018,1002)" in places(strict, src, tmp_path / "out.dcm")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import data_store
 import numpy as np
@@ -17,8 +18,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian, RLELossless
 
 from dicomnode.deid.engine import Deidentifier
+from dicomnode.deid.pixel_policy import PixelPolicy
 from dicomnode.deid.pseudonym import Subject, pseudo_uid
-from dicomnode.deid.recipe import Action, compile_recipe
+from dicomnode.deid.recipe import compile_recipe
 from dicomnode.deid.source import identify
 from dicomnode.domain import Pseudonym
 from dicomnode.errors import QuarantineError
@@ -78,10 +80,8 @@ def test_with_the_default_options_only_what_they_keep_survives(engine: Deidentif
     planted = plant(tmp_path / "in.dcm")
     engine.deidentify(planted.path, tmp_path / "out.dcm", SUBJECT)
     raw = (tmp_path / "out.dcm").read_bytes()
-    survivors = {tag for tag, marker in planted.markers.items() if marker in raw}
-    kept = {tag for tag in engine.recipe.rules if engine.recipe.action(tag, CT) is Action.KEEP}
-    assert survivors <= kept
-    assert 0x00100040 in survivors  # patient's sex, by retain-patient-characteristics
+    # Characteristics that stay by an option are known terms and numbers (test_deid_terms): a marker is neither.
+    assert [f"{tag:08X}" for tag, marker in planted.markers.items() if marker in raw] == []
     assert DATE.encode() not in raw
 
 
@@ -102,11 +102,13 @@ def test_the_object_says_how_it_was_deidentified(engine: Deidentifier, tmp_path:
     assert engine.recipe.sha256[:12] in ds.DeidentificationMethod
 
 
-def test_clean_pixels_are_not_claimed_for_a_derived_image(engine: Deidentifier, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["mask", "quarantine"])
+def test_clean_pixels_of_a_derived_image_are_claimed_only_where_they_were_examined(tmp_path: Path, mode: Any) -> None:
+    engine = Deidentifier(compile_recipe("basic", OPTIONS), KEY, fsync=False, pixels=PixelPolicy(mode))
     ds = base_ct()
     ds.ImageType = ["DERIVED", "SECONDARY"]
     codes = [item.CodeValue for item in deidentified(engine, ds, tmp_path).DeidentificationMethodCodeSequence]
-    assert "113101" not in codes
+    assert ("113101" in codes) is (mode == "mask")
 
 
 def test_uids_are_keyed_and_consistent_and_those_of_the_standard_stay(engine: Deidentifier, tmp_path: Path) -> None:
@@ -197,24 +199,21 @@ def test_bytes_behind_the_last_pixel_are_cut_off(engine: Deidentifier, tmp_path:
     assert deidentified(engine, ds, tmp_path).PixelData == pixels
 
 
-def test_text_burned_into_ultrasound_is_not_let_through(engine: Deidentifier, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def strict() -> Deidentifier:
+    return Deidentifier(compile_recipe("basic", OPTIONS), KEY, fsync=False, pixels=PixelPolicy("quarantine"))
+
+
+def test_with_quarantine_no_ultrasound_is_let_through(strict: Deidentifier, tmp_path: Path) -> None:
     data = pytest.importorskip("deid.data").get_dataset("ultrasounds")
     files = sorted(Path(data).rglob("*.dcm"))
     assert files
-    assert {reason_for(engine, file, tmp_path) for file in files} == {"burned-in"}
+    assert {reason_for(strict, file, tmp_path) for file in files} == {"burned-in"}
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"Modality": "US"}, "burned-in"),
-        ({"Modality": "OT"}, "burned-in"),
-        ({"Modality": ""}, "burned-in"),
-        ({"BurnedInAnnotation": "YES"}, "burned-in"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, "burned-in"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.1"}, "burned-in"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.12.1"}, "burned-in"),
-        ({"Modality": "CR"}, "burned-in"),
         ({"SOPInstanceUID": ""}, "missing-uid"),
         ({"StudyInstanceUID": ""}, "missing-uid"),
         ({"SeriesInstanceUID": ""}, "missing-uid"),
@@ -230,10 +229,34 @@ def test_the_gate_says_why(engine: Deidentifier, tmp_path: Path, change: dict[st
     assert reason_for(engine, write(tmp_path / "in.dcm", ds), tmp_path) == reason
 
 
-def test_a_radiograph_passes_only_when_it_says_that_nothing_is_burned_in(engine: Deidentifier, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"Modality": "US"},
+        {"Modality": "OT"},
+        {"Modality": ""},
+        {"BurnedInAnnotation": "YES"},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.1"},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.12.1"},
+        {"Modality": "CR"},
+    ],
+)
+def test_with_quarantine_what_may_show_text_is_kept_out(
+    strict: Deidentifier, tmp_path: Path, change: dict[str, object]
+) -> None:
+    ds = base_ct()
+    for keyword, value in change.items():
+        setattr(ds, keyword, value)
+    assert reason_for(strict, write(tmp_path / "in.dcm", ds), tmp_path) == "burned-in"
+
+
+def test_with_quarantine_a_radiograph_passes_only_when_it_says_that_nothing_is_burned_in(
+    strict: Deidentifier, tmp_path: Path
+) -> None:
     ds = base_ct()
     ds.SOPClassUID, ds.Modality, ds.BurnedInAnnotation = "1.2.840.10008.5.1.4.1.1.1", "CR", "NO"
-    assert deidentified(engine, ds, tmp_path).Modality == "CR"
+    assert deidentified(strict, ds, tmp_path).Modality == "CR"
 
 
 def test_objects_that_are_no_images_are_refused(engine: Deidentifier, tmp_path: Path) -> None:
@@ -266,19 +289,39 @@ def test_an_encapsulated_file_without_its_last_frame_is_refused(engine: Deidenti
     assert reason_for(engine, tmp_path / "in.dcm", tmp_path) == "truncated"
 
 
+def samples() -> list[Path]:
+    folders = [Path(pydicom.__file__).parent / "data" / "test_files", Path(data_store.__file__).parent]
+    return sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
+
+
+# The hospital's name stands in an element that is kept, too: only the audit can know.
+INSTITUTION_IS_MANUFACTURER = frozenset({"mlut_18.dcm", "vlut_04.dcm"})
+
+
+def passes(engine: Deidentifier, src: Path, tmp_path: Path) -> bool:
+    try:
+        engine.deidentify(src, tmp_path / "out.dcm", SUBJECT)
+    except QuarantineError as refused:
+        assert refused.reason in STABLE_REASONS
+        if src.name not in INSTITUTION_IS_MANUFACTURER or refused.reason != "audit":
+            assert refused.reason not in ("audit", "deid-failed"), f"{src.name}: {refused.line}"
+        return False
+    return True
+
+
 def test_no_sample_of_pydicom_gets_through_unaudited_or_stops_with_a_foreign_error(
+    strict: Deidentifier, tmp_path: Path
+) -> None:
+    assert sum(passes(strict, src, tmp_path) for src in samples()) > 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_no_sample_stops_with_a_foreign_error_when_its_pixels_are_examined(
     engine: Deidentifier, tmp_path: Path
 ) -> None:
-    folders = [Path(pydicom.__file__).parent / "data" / "test_files", Path(data_store.__file__).parent]
-    passed = 0
-    for src in sorted(file for folder in folders for file in folder.rglob("*") if file.is_file()):
-        try:
-            engine.deidentify(src, tmp_path / "out.dcm", SUBJECT)
-            passed += 1
-        except QuarantineError as refused:
-            assert refused.reason in STABLE_REASONS
-            assert refused.reason not in ("audit", "deid-failed"), src.name
-    assert passed > 60
+    small = [src for src in samples() if src.stat().st_size < 1_000_000]
+    assert sum(passes(engine, src, tmp_path) for src in small) > 60
 
 
 def test_a_value_of_the_object_is_never_in_an_error(engine: Deidentifier, tmp_path: Path) -> None:

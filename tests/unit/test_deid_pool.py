@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -10,6 +12,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +21,7 @@ from planted import base_ct, plant
 from pydicom import dcmread
 
 from dicomnode.deid.interrupts import interrupts_held
-from dicomnode.deid.pool import DeidPool, DeidTask
+from dicomnode.deid.pool import AHEAD, DeidPool, DeidTask
 from dicomnode.deid.pseudonym import Subject
 from dicomnode.deid.result import DeidResult
 from dicomnode.domain import Pseudonym
@@ -107,6 +111,61 @@ def test_a_killed_worker_costs_no_file(tmp_path: Path) -> None:
         outcomes = pool.run(work)
         thread.join()
     assert all(isinstance(outcome, DeidResult) for outcome in outcomes)
+
+
+class TestStream:
+    """Tasks in as workers become free, outcomes out in order."""
+
+    def test_outcomes_come_in_order_with_details_and_tasks_are_taken_as_needed(self, tmp_path: Path) -> None:
+        taken = []
+
+        def source() -> Iterator[DeidTask]:
+            for number, task in enumerate(tasks(tmp_path, 60)):
+                taken.append(number)
+                yield replace(task, detailed=True)
+
+        with DeidPool([], KEY, workers=1, fsync=False) as pool, contextlib.closing(pool.stream(source())) as stream:
+            for number, (task, outcome) in enumerate(stream):
+                assert task.dst.name == f"{number}.dcm"
+                assert isinstance(outcome, DeidResult)
+                assert outcome.sha256 == hashlib.sha256(task.dst.read_bytes()).hexdigest()
+                assert set(outcome.changes["PatientName"]) == {"replaced"}
+                assert len(taken) <= number + 1 + AHEAD
+        assert len(taken) == 60
+
+    def test_workers_are_replaced_after_their_share(self, tmp_path: Path) -> None:
+        seen = set()
+        with DeidPool([], KEY, workers=1, fsync=False, files_per_worker=3) as pool:
+            for _, outcome in pool.stream(tasks(tmp_path, 7)):
+                assert isinstance(outcome, DeidResult)
+                seen.add(pool._executor)  # itself: the address of one that is gone is given again
+        assert len(seen) >= 2
+
+    def test_a_worker_that_is_killed_costs_no_file(self, tmp_path: Path) -> None:
+        outcomes = []
+        with DeidPool([], KEY, workers=1, fsync=False) as pool:
+            for number, (task, outcome) in enumerate(pool.stream(tasks(tmp_path, 40))):
+                outcomes.append((task.dst.name, isinstance(outcome, DeidResult)))
+                if number == 5:
+                    assert pool._executor is not None
+                    for pid in pool._executor._processes:
+                        os.kill(pid, signal.SIGKILL)
+        assert outcomes == [(f"{number}.dcm", True) for number in range(40)]
+
+    def test_a_file_that_kills_every_worker_is_given_up_and_the_others_go_on(self, tmp_path: Path) -> None:
+        work = tasks(tmp_path, 5)
+        work[2] = DeidTask(_Deadly(tmp_path / "in.dcm"), tmp_path / "out" / "x.dcm", SUBJECT)  # type: ignore[arg-type]
+        with DeidPool([], KEY, workers=1, fsync=False) as pool:
+            outcomes = [outcome for _, outcome in pool.stream(work)]
+        assert [isinstance(outcome, DeidResult) for outcome in outcomes] == [True, True, False, True, True]
+        assert "twice" in str(outcomes[2])
+
+    def test_what_is_closed_early_leaves_a_pool_that_works(self, tmp_path: Path) -> None:
+        work = tasks(tmp_path, 20)
+        with DeidPool([], KEY, workers=1, fsync=False) as pool:
+            with contextlib.closing(pool.stream(work)) as stream:
+                next(stream)
+            assert all(isinstance(outcome, DeidResult) for _, outcome in pool.stream(work[:2]))
 
 
 def _is_worker(pid: int, server: int) -> bool:

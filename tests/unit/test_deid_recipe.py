@@ -12,6 +12,7 @@ from dicomnode.deid.recipe import Action, Recipe, compile_recipe, lint_header, p
 from dicomnode.errors import DeidError, SettingsError
 
 OFFERED = [
+    "retain-safe-private",
     "retain-uids",
     "retain-device-identity",
     "retain-institution-identity",
@@ -22,7 +23,6 @@ OFFERED = [
     "clean-pixel-data",
 ]
 REFUSED = [
-    "retain-safe-private",
     "clean-structured-content",
     "clean-graphics",
     "clean-recognizable-visual-features",
@@ -78,7 +78,8 @@ def test_the_type_in_the_iod_chooses_among_x_z_and_d() -> None:
         ("retain-longitudinal-full-dates", 0x00080020, Action.KEEP),
         ("clean-descriptors", 0x00081030, Action.CLEAN),
         ("retain-patient-characteristics", 0x00101010, Action.AGE),
-        ("retain-patient-characteristics", 0x00100040, Action.KEEP),
+        ("retain-patient-characteristics", 0x00100040, Action.TERM),
+        ("retain-patient-characteristics", 0x001021C0, Action.KEEP),
         ("retain-institution-identity", 0x00080080, Action.KEEP),
         ("retain-device-identity", 0x00181000, Action.KEEP),
         ("retain-uids", 0x0020000D, Action.KEEP),

@@ -6,13 +6,16 @@ import multiprocessing
 import sqlite3
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicomnode.deid.vault import MAX_DAYS_BACK, KeySource, Vault
+from dicomnode.deid.pseudonym import Subject
+from dicomnode.deid.rotation import rotate
+from dicomnode.deid.vault import MAX_DAYS_BACK, KeySource, PatientKey, Vault
 from dicomnode.domain import OriginalUid
 from dicomnode.errors import NotFound, UsageError, VaultError
 
@@ -156,13 +159,96 @@ def test_a_reidentification_needs_a_reason_and_is_written_down(tmp_path: Path) -
     assert pseudonym is not None
     with pytest.raises(UsageError):
         vault.reidentify(pseudonym, " ", "anna")
-    assert vault.reidentify(pseudonym, "incidental finding", "anna") == ("HOSP", "4711")
+    assert vault.reidentify(pseudonym, "incidental finding", "anna") == [PatientKey("HOSP", "4711")]
     with pytest.raises(NotFound):
         vault.reidentify("DN-AAAAAAAAAA", "curiosity", "bob")
     with sqlite3.connect(tmp_path / "identified" / "vault.sqlite3") as db:
         rows = db.execute("SELECT pseudonym, reason, who, found FROM reidentification ORDER BY id").fetchall()
     assert rows == [(pseudonym, "incidental finding", "anna", 1), ("DN-AAAAAAAAAA", "curiosity", "bob", 0)]
     assert vault.status().reidentifications == 2
+
+
+KEPT, OTHER, THIRD = (PatientKey("HOSP", name) for name in ("4711", "0815", "9999"))
+
+
+def asked(vault: Vault, key: PatientKey) -> Subject:
+    return vault.subject_for(key.issuer, key.patient_id, create=False)
+
+
+def test_a_merged_id_has_the_pseudonym_and_the_dates_of_the_one_that_stays(tmp_path: Path) -> None:
+    vault = opened(tmp_path)
+    one, two = (vault.subject_for(key.issuer, key.patient_id) for key in (KEPT, OTHER))
+    merged = vault.merge(KEPT, OTHER)
+    assert (merged.pseudonym, merged.already) == (one.pseudonym, False)
+    assert [(move.former, move.days) for move in merged.moves] == [(two.pseudonym, one.days - two.days)]
+    assert asked(opened(tmp_path), OTHER) == asked(vault, KEPT) == one
+    assert vault.reidentify(one.pseudonym, "test", "anna") == [KEPT, OTHER]
+    assert vault.reidentify(two.pseudonym, "test", "anna") == [OTHER]
+    assert (vault.status().patients, vault.status().merged) == (1, 1)
+    assert vault.merge(KEPT, OTHER) == replace(merged, already=True)
+    assert vault.merge(OTHER, KEPT) == replace(merged, already=True)  # nobody changes places
+
+
+def test_ids_are_merged_over_several_steps_without_chains(tmp_path: Path) -> None:
+    vault = opened(tmp_path)
+    first, second, third = (vault.subject_for(key.issuer, key.patient_id) for key in (KEPT, OTHER, THIRD))
+    vault.merge(KEPT, OTHER)
+    merged = vault.merge(THIRD, OTHER)  # by any of its ids, the whole person
+    assert merged.pseudonym == third.pseudonym
+    assert {m.former: m.days for m in merged.moves} == {
+        first.pseudonym: third.days - first.days,
+        second.pseudonym: third.days - second.days,
+    }
+    assert {asked(vault, key) for key in (KEPT, OTHER, THIRD)} == {third}
+    assert set(vault.pseudonyms_of(first.pseudonym)) == {s.pseudonym for s in (first, second, third)}
+
+
+def test_an_id_is_merged_only_with_one_that_is_known(tmp_path: Path) -> None:
+    vault = opened(tmp_path)
+    with pytest.raises(NotFound, match="neither"):
+        vault.merge(KEPT, OTHER)
+    with pytest.raises(UsageError, match="same id"):
+        vault.merge(KEPT, PatientKey("HOSP", " 4711 "))
+    assert vault.status().patients == 0
+    known = vault.pseudonym_for(OTHER.issuer, OTHER.patient_id)
+    merged = vault.merge(KEPT, OTHER)
+    assert merged.pseudonym != known
+    assert asked(vault, OTHER).pseudonym == merged.pseudonym
+
+
+def test_merged_ids_and_their_dates_stay_over_a_rotation(tmp_path: Path) -> None:
+    vault = opened(tmp_path)
+    vault.subject_for(KEPT.issuer, KEPT.patient_id)
+    rotate(tmp_path / "identified" / "vault.sqlite3", KeySource(tmp_path / "vault.key"))
+    vault = opened(tmp_path)
+    vault.subject_for(OTHER.issuer, OTHER.patient_id)  # of the second epoch
+    merged = vault.merge(KEPT, OTHER)
+    before = asked(vault, OTHER)
+    rotate(tmp_path / "identified" / "vault.sqlite3", KeySource(tmp_path / "vault.key"))
+    vault = opened(tmp_path)
+    assert asked(vault, OTHER) == asked(vault, KEPT) == before
+    assert vault.merge(KEPT, OTHER) == replace(merged, already=True)
+
+
+def test_a_forgotten_patient_is_in_no_byte_of_the_file_and_a_new_one_afterwards(tmp_path: Path) -> None:
+    vault = opened(tmp_path)
+    for key in (KEPT, OTHER, THIRD):
+        vault.pseudonym_for(key.issuer, key.patient_id)
+    vault.merge(KEPT, OTHER)
+    names = vault.pseudonyms_of(asked(vault, KEPT).pseudonym)
+    vault.reidentify(names[0], "incidental finding", "anna")
+    with sqlite3.connect(tmp_path / "identified" / "vault.sqlite3") as db:
+        rows = db.execute("SELECT lookup, sealed, pseudonym FROM patient WHERE pseudonym IN (?, ?)", names).fetchall()
+    assert vault.forget(names[1]) == 2  # by any of its pseudonyms
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "identified").iterdir())
+    for lookup, sealed, name in rows:
+        assert lookup not in stored
+        assert sealed not in stored
+        assert name.encode() not in stored
+    assert vault.status().reidentifications == 1  # that it was done, by whom and why, stays
+    assert b"incidental finding" in stored
+    assert vault.status().patients == 1
+    assert vault.pseudonym_for(KEPT.issuer, KEPT.patient_id) not in names
 
 
 def test_a_changed_entry_is_noticed(tmp_path: Path) -> None:

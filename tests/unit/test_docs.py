@@ -198,3 +198,11 @@ def test_no_place_is_left_to_be_filled_in():
     marker = re.compile(r"\b(TODO|FIXME|XXX|TBD|lorem ipsum)\b")
     found = [str(p.relative_to(ROOT)) for p in texts() if marker.search(p.read_text("utf-8"))]
     assert found == []
+
+
+def test_commands_of_dcmtk_that_pynetdicom_shadows_are_called_by_full_path():
+    shadowed = re.compile(r"^    (?:findscu|storescu|storescp|echoscu) -", re.MULTILINE)
+    assert [p.name for p in PAGES if shadowed.search(p.read_text("utf-8"))] == []
+    remark = re.search(r"\(The `\.venv` also holds [^)]*\)", (ROOT / "README.md").read_text("utf-8"))
+    assert remark
+    assert set(re.findall(r"`(\w+sc[up])`", remark[0])) == {"storescu", "storescp", "findscu", "echoscu"}

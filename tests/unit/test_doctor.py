@@ -300,7 +300,7 @@ def test_a_node_whose_results_nobody_takes_is_warned(node):
     ("attributes", "said"),
     [
         ({}, ["de-identified", "searched with", "kept in the repository and answered"]),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, ["held in quarantine"]),
+        ({"BurnedInAnnotation": "YES"}, ["held in quarantine"]),
         ({"RescaleSlope": None, "RescaleIntercept": None}, ["de-identified", "could not be searched", "kept"]),
     ],
 )

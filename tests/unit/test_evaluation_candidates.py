@@ -72,3 +72,13 @@ def test_no_control_of_random_weights_where_nothing_can_be_drawn(embedder, tmp_p
     found = evaluate("demo", "Demo", rows, rows, [lite, of_pack("mine", embedder, "a note")])
     assert "control: random weights" not in {m.name for m in found.controls}
     assert found.packs[1].note == "a note"
+
+
+def test_rows_that_come_later_are_measured_alike_without_controls(embedder, tmp_path):
+    rows = read_rows(labelled_folder(tmp_path, 12), Checks())
+    lite = of_checkpoint("Lite0", None, "efficientnet-lite0", 0, {})
+    together = evaluate("demo", "Demo", rows, rows, [of_pack("mine", embedder), lite])
+    later = evaluate("demo", "Demo", rows, rows, [lite], options=Options(controls=False))
+    assert later.controls == ()
+    assert [m.name for m in later.methods] == ["Lite0"]
+    np.testing.assert_array_equal(later.packs[0].tables[0].ap, together.packs[1].tables[0].ap)

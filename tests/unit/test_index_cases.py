@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from index_samples import DIM, MODEL, Clusters, catalogue, exclude, fill, open_index, slices, unit
+from index_samples import DIM, MODEL, Clusters, add_series, catalogue, exclude, fill, open_index, slices, unit
 
 from dicomnode.domain import Answer, Finding, FindingStatus, ModelId, Pseudonym, PseudoUid, VerdictKind
 from dicomnode.errors import InputError, ModelMismatch
@@ -216,3 +217,57 @@ def test_a_query_of_another_model_or_without_slices_is_refused(index: VectorInde
         ask(index, vectors[:0])
     with pytest.raises(InputError):
         ask(index, vectors, k=0)
+
+
+class TestAnotherModality:
+    """A CT is not compared with an MR as with another CT: no network was taught to."""
+
+    def test_its_studies_count_half_and_come_after_those_of_the_same(self, index: VectorIndex) -> None:
+        put(index, "mr", "2.25.1", around(axis(0), 6, 2), modality="MR")
+        put(index, "ct", "2.25.2", around(axis(0) + 0.8 * axis(1), 6, 1))
+        as_ct, as_mr = (ask_as(index, around(axis(0), 6, 3), modality) for modality in ("CT", "MR"))
+        assert [c.subject for c in as_ct.cases] == ["ct", "mr"]
+        assert [c.subject for c in as_mr.cases] == ["mr", "ct"]
+        assert as_ct.cases[1].similarity == pytest.approx(as_mr.cases[0].similarity / 2, abs=1e-5)
+        assert as_mr.cases[1].similarity == pytest.approx(as_ct.cases[0].similarity / 2, abs=1e-5)
+
+    @pytest.mark.parametrize(
+        ("asked", "found"), [("", "MR"), ("OT", "MR"), ("CT", "OT"), ("CT", "SC"), ("CT/MR", "MR")]
+    )
+    def test_where_it_is_not_told_nothing_is_held_against_it(self, index: VectorIndex, asked: str, found: str) -> None:
+        put(index, "p", "2.25.1", around(axis(0), 6, 1), modality=found)
+        vectors = around(axis(0), 6, 2)
+        assert ask_as(index, vectors, asked).cases[0].similarity == ask_as(index, vectors, found).cases[0].similarity
+
+    def test_few_of_the_same_are_found_among_many_others(self, index: VectorIndex) -> None:
+        for i in range(3):
+            put(index, f"mr{i}", f"2.25.{i}", around(axis(0) + 0.5 * axis(5), 3, i), modality="MR")
+        fill(index, Clusters.make(), 300, prefix="ct")
+        cases = ask_as(index, unit(around(axis(0), 3, 9)), "MR", k=8).cases
+        assert {c.subject for c in cases[:3]} == {"mr0", "mr1", "mr2"}
+        assert [c.modality for c in cases] == ["MR"] * 3 + ["CT"] * 5
+        assert [c.similarity for c in cases] == sorted((c.similarity for c in cases), reverse=True)
+
+    def test_a_repository_of_another_modality_has_no_similar_case(self, index: VectorIndex) -> None:
+        clusters = Clusters.make()
+        fill(index, clusters, 60)
+        query = clusters.study(0, 4)
+        assert ask_as(index, query, "CT").verdict.kind is VerdictKind.SIMILAR
+        found = ask_as(index, query, "MR")
+        assert (found.verdict.kind, len(found.cases)) == (VerdictKind.NONE, 10)
+
+    def test_a_study_of_two_modalities_is_a_study_of_each(self, index: VectorIndex) -> None:
+        refs = slices("p", "2.25.1", 4)
+        catalogue(index, refs)
+        more = [replace(r, series=PseudoUid("2.25.1.2"), instance=PseudoUid(f"{r.instance}.2")) for r in refs]
+        add_series(index, more, "MR")
+        vectors = around(axis(0), 4, 1)
+        index.add(refs, vectors)
+        index.add(more, vectors)
+        one, other = (ask_as(index, vectors, modality).cases[0] for modality in ("CT", "MR"))
+        assert one.similarity == other.similarity
+        assert one.modality == "CT/MR"
+
+
+def ask_as(index: VectorIndex, vectors: np.ndarray, modality: str, k: int = 10) -> Answer:
+    return index.retriever.retrieve(QueryStudy(slices("q", "2.25.7", len(vectors)), vectors, modality=modality), k)

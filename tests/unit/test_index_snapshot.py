@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from dicomnode.domain import ModelId, Pseudonym, PseudoUid
 from dicomnode.errors import Busy, IndexCorrupt
-from dicomnode.index import build, snapshot
+from dicomnode.index import build, resident, snapshot
 from dicomnode.index import segments as files
 from dicomnode.index.mrpt import ChildDied, MrptProcess
 from dicomnode.index.repository import VectorIndex
@@ -104,6 +104,45 @@ def test_what_arrived_since_is_searched_exactly_beside_it(index: VectorIndex) ->
     assert index.status()["tail"] == 3
 
 
+def test_a_held_out_slice_is_found_exactly_and_once(index: VectorIndex) -> None:
+    now = index.searcher.refresh()
+    held = index.searcher.snapshot
+    assert held is not None
+    assert len(held.held_out) == held.manifest.held_out > 0
+    found, similarity = index.searcher.search(now.matrix[held.held_out], 50)
+    assert (found[:, 0] == now.ids[held.held_out]).mean() > 0.99  # a twin may be older
+    np.testing.assert_allclose(similarity[:, 0], 1.0, atol=1e-6)
+    assert all(len(set(row)) == 50 for row in found.tolist())
+
+
+def test_the_vectors_are_held_once_also_when_they_move_to_more_room(index: VectorIndex) -> None:
+    def mappings() -> list[str]:
+        maps = Path(f"/proc/{child_pid(index)}/maps").read_text()
+        return [line.split()[4] for line in maps.splitlines() if "dicomnode-vectors" in line]
+
+    index.searcher.search(queries(1), 5)
+    first, before = index.searcher.refresh(), mappings()
+    assert before == [str(os.fstat(first.shared.fd).st_ino)]
+    more = int(first.n * (resident.GROWTH - 1)) + 1
+    index.add(slices("new", "2.25.9", more), Clusters.make().study(0, more))
+    assert answers_like_exact_search(index, least=0.95)
+    moved = index.searcher.refresh()
+    assert moved.shared is not first.shared
+    assert mappings() == [str(os.fstat(moved.shared.fd).st_ino)]
+    assert index.searcher.snapshot is not None  # moving is no crash
+
+
+def test_a_snapshot_is_never_used_over_other_vectors(index: VectorIndex) -> None:
+    now, folder = index.searcher.refresh(), index.store.snapshot_folder
+    token, model = snapshot.current_token(folder), index.store.model_id
+    changed = now.matrix.copy()
+    changed[100] = changed[101]
+    with capture_logs() as logs:
+        assert snapshot.newest(folder, token, model, now.ids, changed) is None
+        assert snapshot.newest(folder, token, model, now.ids[1:], now.matrix[1:]) is None
+    assert ["is for other vectors" in entry["line"] for entry in logs] == [True, True]
+
+
 def test_narrow_filters_and_exclusions_equal_exact_search_with_a_snapshot_too(index: VectorIndex) -> None:
     exactly = open_index(index.store.folder.parent, backend="exact")
     asked = queries(10)
@@ -148,11 +187,9 @@ def test_a_truncated_index_crashes_or_refuses_only_in_the_child(index: VectorInd
     folder = in_force(index)
     held = snapshot.read_manifest(folder)
     os.truncate(folder / snapshot.INDEX, (folder / snapshot.INDEX).stat().st_size // 3)
-    with MrptProcess() as child:
-        child.open(folder / snapshot.DATA, held.n, held.dim)
-        with pytest.raises(ChildDied):
-            child.load(folder / snapshot.INDEX)
-            child.query(queries(), 100)
+    with MrptProcess(index.searcher.refresh().shared, held.n + held.held_out) as child, pytest.raises(ChildDied):
+        child.load(folder / snapshot.INDEX)
+        child.query(queries(), 100)
 
 
 def flip(path: Path) -> None:
@@ -161,7 +198,7 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", [snapshot.DATA, snapshot.IDS, snapshot.INDEX])
+@pytest.mark.parametrize("name", [snapshot.HELD_OUT, snapshot.IDS, snapshot.INDEX])
 @pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, 100), Path.unlink], ids=["bit", "cut", "gone"])
 def test_a_damaged_snapshot_is_refused_before_it_is_loaded(index: VectorIndex, name: str, damage: object) -> None:
     damage(in_force(index) / name)  # type: ignore[operator]
@@ -185,6 +222,21 @@ def test_a_snapshot_of_something_else_is_refused(index: VectorIndex, key: str, v
     assert index.status()["snapshot"] is None
     with pytest.raises(IndexCorrupt):
         snapshot.open_checked(path.parent, index.store.model_id, DIM)
+
+
+def test_a_snapshot_of_an_earlier_version_is_named_and_built_anew(index: VectorIndex) -> None:
+    path = in_force(index) / snapshot.MANIFEST
+    written = json.loads(path.read_text())
+    for key in ("rows_sha256", "held_out_sha256"):
+        del written[key]
+    path.write_text(json.dumps(written | {"format": 1, "data_sha256": "0" * 64}))
+    with capture_logs() as logs:
+        assert answers_like_exact_search(index, least=1.0)
+    assert [e["line"].partition(" is for another format")[1] for e in logs] == [" is for another format"]
+    index.worth_a_snapshot = 1000
+    assert index.snapshot_due()
+    assert "recall" in index.build_if_due()
+    assert answers_like_exact_search(index, least=0.95)
 
 
 def test_the_previous_snapshot_is_kept_and_serves_when_the_new_one_is_damaged(index: VectorIndex) -> None:
@@ -298,8 +350,9 @@ def test_closing_the_searcher_ends_the_child(index: VectorIndex) -> None:
 
 
 def test_the_child_ends_when_its_parent_is_killed() -> None:
-    code = "import time; from dicomnode.index.mrpt import MrptProcess; p = MrptProcess(); print(p.pid, flush=True); "
-    parent = subprocess.Popen([sys.executable, "-c", code + "time.sleep(60)"], stdout=subprocess.PIPE, text=True)
+    code = "import time; from dicomnode.index.mrpt import MrptProcess; from dicomnode.index.rows import SharedRows; "
+    code += "p = MrptProcess(SharedRows(200, 8), 200); print(p.pid, flush=True); time.sleep(60)"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     parent.kill()
@@ -318,4 +371,7 @@ def test_the_lower_bound_is_wilson_s(mean: float, trials: int, lower: float) -> 
 
 
 def test_an_unknown_model_has_no_snapshot(index: VectorIndex) -> None:
-    assert snapshot.newest(index.store.snapshot_folder, ModelId("model-b"), DIM) is None
+    now, folder = index.searcher.refresh(), index.store.snapshot_folder
+    token = snapshot.current_token(folder)
+    assert snapshot.newest(folder, token, ModelId("model-b"), now.ids, now.matrix) is None
+    assert snapshot.newest(folder, token, index.store.model_id, now.ids, now.matrix) is not None

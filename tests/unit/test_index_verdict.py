@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,7 @@ def test_below_twenty_other_patients_nothing_is_said(tmp_path: Path, patients: i
     given_back = ask(index, outlier())
     assert given_back.kind is kind
     assert (given_back.p is None) == (kind is VerdictKind.REPOSITORY_TOO_SMALL)
+    assert (given_back.reason == "19 patients in the repository; a statement needs 20") == (given_back.p is None)
 
 
 def test_the_query_s_own_patient_does_not_count_as_a_neighbour_or_as_reference(tmp_path: Path) -> None:
@@ -136,12 +138,16 @@ def test_a_removed_patient_is_not_named_by_the_reference_any_more(tmp_path: Path
 
 
 def test_a_large_reference_serves_while_few_patients_came_since() -> None:
-    made = verdict._Stamp("m", 0, "e", 10, 100)
-    assert made.fits(verdict._Stamp("m", 0, "e", 15, 105))
-    assert not made.fits(verdict._Stamp("m", 0, "e", 16, 106))
-    assert not made.fits(verdict._Stamp("m", 1, "e", 15, 100))
-    assert not made.fits(verdict._Stamp("m", 0, "f", 10, 100))
-    assert not verdict._Stamp("m", 0, "e", 10, 30).fits(verdict._Stamp("m", 0, "e", 11, 31))
+    def stamp(*values: object) -> verdict._Stamp:
+        return verdict._Stamp("m", *values[:-1], patients=values[-1], scoring=verdict.SCORING)  # type: ignore[arg-type]
+
+    made = stamp(0, "e", 10, 100)
+    assert made.fits(stamp(0, "e", 15, 105))
+    assert not made.fits(stamp(0, "e", 16, 106))
+    assert not made.fits(stamp(1, "e", 15, 100))
+    assert not made.fits(stamp(0, "f", 10, 100))
+    assert not stamp(0, "e", 10, 30).fits(stamp(0, "e", 11, 31))
+    assert not replace(made, scoring=verdict.SCORING - 1).fits(made)
 
 
 def test_a_large_repository_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

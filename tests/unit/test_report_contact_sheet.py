@@ -23,6 +23,7 @@ from dicomnode.domain import (
     PseudoUid,
     Verdict,
     VerdictKind,
+    too_few,
 )
 from dicomnode.report.codes import SECONDARY_CAPTURE, Language, texts
 from dicomnode.report.contact_sheet import QueryTile, Tiles, build_contact_sheet
@@ -30,7 +31,7 @@ from dicomnode.report.fonts import can_shape
 from dicomnode.report.header import to_bytes
 from dicomnode.report.sheet_image import BAND_HEIGHT, CAPTION_HEIGHT, TEXT, WARNING, draw_sheet, grid
 from dicomnode.report.spec import ObjectSpec, QueryImage
-from dicomnode.report.tiles import score_words
+from dicomnode.report.tiles import case_letter, query_letter, score_words
 from dicomnode.report.uids import subject_uid
 from dicomnode.report.words import verdict_sentence
 
@@ -261,6 +262,23 @@ def test_the_share_of_a_verdict_is_written_so_too() -> None:
     assert "0,012" in verdict_sentence(answer, texts(Language.ES))
 
 
+@pytest.mark.parametrize(
+    ("language", "patients", "searched", "said"),
+    [
+        (Language.EN, 12, 22, ": 12 patients in the repository; a statement needs 20; 22 cases searched. The nearest"),
+        (Language.EN, 1, 1, ": 1 patient in the repository; a statement needs 20; 1 case searched. The nearest"),
+        (Language.ES, 12, 22, ": 12 pacientes en el repositorio; una afirmación requiere 20; 22 casos examinados. Aun"),
+        (Language.ES, 1, 1, ": 1 paciente en el repositorio; una afirmación requiere 20; 1 caso examinado. Aun"),
+    ],
+)
+def test_a_repository_that_is_too_small_tells_patients_from_cases(
+    language: Language, patients: int, searched: int, said: str
+) -> None:
+    small = Verdict(VerdictKind.REPOSITORY_TOO_SMALL, reason=too_few(patients))
+    answer = replace(tiles(1).answer, verdict=small, searched=searched)
+    assert said in verdict_sentence(answer, texts(language))
+
+
 @pytest.mark.parametrize(("asked", "found", "said"), [("MR", "CT", True), ("CT", "CT", False), ("", "CT", False)])
 def test_a_study_of_another_modality_than_all_its_cases_is_said(asked: str, found: str, said: bool) -> None:
     answer = tiles(2).answer
@@ -271,3 +289,18 @@ def test_a_study_of_another_modality_than_all_its_cases_is_said(asked: str, foun
         assert (t.other_modality.format(modality=asked) in verdict_sentence(answer, t)) is said
     below = replace(answer, verdict=Verdict(VerdictKind.NONE, p=0.01))
     assert "Caution" not in verdict_sentence(below, texts(Language.EN))  # it says already that nothing is similar
+
+
+def test_a_case_has_the_letter_of_the_slice_of_this_study_that_it_is_like() -> None:
+    one = tiles(3)
+    three = replace(one, query=(*one.query, *one.query, *one.query), pairs={1: 0, 2: 2})
+    assert [case_letter(three, case) for case in three.answer.cases] == ["A", "C", ""]
+    assert [query_letter(three, place) for place in range(3)] == ["A", "B", "C"]
+    with_letters, without = (draw_sheet(t, Language.EN, "1") for t in (three, replace(three, pairs={})))
+    assert with_letters.tobytes() != without.tobytes()
+    assert bands(np.asarray(with_letters)) == 3
+
+
+def test_one_slice_needs_no_letter() -> None:
+    one = replace(tiles(3), pairs={1: 0})
+    assert case_letter(one, one.answer.cases[0]) == query_letter(one, 0) == ""

@@ -221,6 +221,18 @@ def test_the_conformal_p_value_is_given_with_the_verdict_none(header: Dataset) -
     assert "Algorithm Parameters: p=0.0123" in [line.strip() for line in sr_tree(ds)]
 
 
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        (Language.EN, "The score ranks cases; it is not a probability."),
+        (Language.ES, "La puntuación ordena los casos; no es una probabilidad."),
+    ],
+)
+def test_the_notice_says_that_a_score_is_no_probability(header: Dataset, language: Language, said: str) -> None:
+    ds = build_sr(header, answer(case(1)), spec=replace(spec(header), language=language))
+    assert items(ds, Concept.NOTICE)[0].TextValue.endswith(said)
+
+
 def test_similar_cases_carry_no_mark(header: Dataset) -> None:
     ds = build_sr(header, answer(case(1)), spec=spec(header))
     assert items(cases_of(ds)[0], Concept.VERDICT) == []

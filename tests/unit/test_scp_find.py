@@ -172,7 +172,7 @@ class Here:
 
     def associate(self, calling: str = "PACS", syntax: str | None = None, sop_class: str = FIND, **how):
         ae = AE(ae_title=calling)
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 15
+        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
         ae.add_requested_context(sop_class, [syntax] if syntax else list(SYNTAXES))
         ae.add_requested_context(Verification)
         return ae.associate("127.0.0.1", self.port, ae_title="DICOMNODE", **how)
@@ -410,7 +410,9 @@ def ranked(here: Here, n: int, k: int, allow=None) -> list[tuple]:
     now = here.index.searcher.refresh()
     rows = now.rows_of(now.names.study_of[here.study(n)])
     refs = slices(patient(n), here.study(n), 4)
-    query = QueryStudy(slices=refs, vectors=now.matrix[rows], patient=patient(n), study=here.study(n))
+    query = QueryStudy(
+        refs, now.matrix[rows], patient(n), here.study(n), now.modality_of(now.names.study_of[here.study(n)])
+    )
     cases = here.index.retriever.retrieve(query, k, allow=allow).cases
     return [(c.study_uid, c.matches[0].instance, c.similarity, c.rank) for c in cases]
 

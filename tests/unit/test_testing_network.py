@@ -125,11 +125,12 @@ def test_a_file_that_is_not_dicom_is_an_input_error(pacs, tmp_path):
 def test_a_pacs_that_dies_is_waited_for_once(tmp_path):
     code = (
         "from dicomnode.testing import Pacs\n"
-        "with Pacs() as pacs:\n    pacs.delay_s = 0.3\n    print(pacs.port, flush=True)\n    input()"
+        "with Pacs() as pacs:\n    pacs.delay_s = 0.3\n    print(pacs.port, flush=True)\n"
+        "    pacs.wait_for(2, timeout=60)\n    print('the first is answered', flush=True)\n    input()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=PIPE, stdout=PIPE, stderr=DEVNULL, text=True) as dying:
         port = int(dying.stdout.readline())
-        threading.Timer(1.0, dying.kill).start()
+        threading.Thread(target=lambda: dying.stdout.readline() and dying.kill(), daemon=True).start()
         began = time.monotonic()
         statuses = Workstation(timeout=4).send(sample_study(20, matrix=32), "127.0.0.1", port)
         waited = time.monotonic() - began

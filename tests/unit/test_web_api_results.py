@@ -31,8 +31,9 @@ from dicomnode.web.api import schema
 from dicomnode.web.app import create_app
 from dicomnode.web.options import WebOptions
 from dicomnode.webside.services import WebSide
-from dicomnode.workflow.ingest import add_paths, remove_study
+from dicomnode.workflow.ingest import add_paths
 from dicomnode.workflow.labels import add_labels
+from dicomnode.workflow.withdrawal import remove_studies
 
 BASE = "http://127.0.0.1:8080"
 CASES, SLICES = 9, 4
@@ -276,7 +277,7 @@ class TestHandles:
         study = own.stored.answer.cases[0].study_uid
         own.get("/atlas", cases=case["id"])
         assert list((own.node.data_dir / "thumbnails").rglob(f"{study}/*.webp"))
-        assert remove_study(own.node.context, study)
+        assert remove_studies(own.node.context, [study]).anything
         assert not list((own.node.data_dir / "thumbnails").rglob(f"{study}*"))
         for path in (f"/cases/{case['id']}", f"/cases/{case['id']}/series/0/frames/0"):
             assert own.get(path).status_code == 404
@@ -302,7 +303,7 @@ class TestHandles:
         if gone == "excluded":
             own.node.catalogue.exclude_patient(case.subject)
         else:
-            assert remove_study(own.node.context, case.study_uid)
+            assert remove_studies(own.node.context, [case.study_uid]).anything
         assert own.client.get(image).status_code == 404
         shown = own.client.get(page)
         assert shown.status_code == 200

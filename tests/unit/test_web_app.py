@@ -19,6 +19,7 @@ from dicomnode.domain import (
     PseudoUid,
     Verdict,
     VerdictKind,
+    too_few,
 )
 from dicomnode.errors import IndexCorrupt
 from dicomnode.web import page as page_module
@@ -224,6 +225,18 @@ def test_below_the_threshold_the_list_says_so(kind, sentence):
     assert "below threshold" in html
     assert NOTICE in html
     assert "below threshold" not in page(answer()).text
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("en", "12 patients in the repository; a statement needs 20; 240 cases searched. So the node"),
+        ("es", "12 pacientes en el repositorio; una afirmación requiere 20; 240 casos examinados. Por eso el nodo"),
+    ],
+)
+def test_a_repository_that_is_too_small_tells_patients_from_cases(language, said):
+    small = answer(VerdictKind.REPOSITORY_TOO_SMALL, p=None, reason=too_few(12))
+    assert said in page(small, headers={"accept-language": language}).text
 
 
 def test_an_answer_without_cases_and_one_that_was_not_searchable_are_explained():

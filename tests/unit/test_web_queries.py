@@ -211,11 +211,11 @@ class TestAnswers:
         done = site.asked(picture, text="nothing-has-this")
         assert (done["state"], done["cases"]) == ("done", [])
 
-    def test_what_the_gate_refuses_fails_with_its_reason(self, site, tmp_path):
-        images = write_study(sample_study(1, matrix=64, SOPClassUID="1.2.840.10008.5.1.4.1.1.7"), tmp_path)
+    def test_what_may_show_text_fails_with_its_reason(self, site, tmp_path):
+        images = write_study(sample_study(1, matrix=64, BurnedInAnnotation="YES"), tmp_path)
         failed = site.asked(*images)
         assert (failed["state"], failed["error"]["code"]) == ("failed", "burned-in")
-        assert "may show text" in failed["error"]["detail"]
+        assert "marked as having text" in failed["error"]["detail"]
         assert "cases" not in failed
 
     def test_a_cut_off_object_fails_with_its_reason(self, site, study):
@@ -242,7 +242,7 @@ class TestAnswers:
                 assert 400 <= posted.status_code < 500, path.name
                 outcomes.add(posted.json()["code"])
         assert outcomes & {"error", "deid", "audit", "unusable-image"} == set()
-        assert {"repository-too-small", "burned-in", "no-image"} <= outcomes
+        assert {"repository-too-small", "not-searchable", "no-image"} <= outcomes
         assert site.left() == []
 
     def test_frames_of_one_object_are_slices_of_their_own(self, site):

@@ -164,7 +164,7 @@ def test_what_is_no_picture_is_an_input_error_and_what_is_not_there_a_usage_erro
 
 
 def test_what_may_show_text_is_refused_as_a_received_study_is(node, tmp_path):
-    images = sample_study(2, matrix=64, SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
+    images = sample_study(2, matrix=64, BurnedInAnnotation="YES")
     with pytest.raises(QuarantineError) as caught:
         ask(node.context, write_study(images, tmp_path)[0].parent, 10)
     assert caught.value.reason == "burned-in"

@@ -48,6 +48,17 @@ def test_originals_stay_until_every_result_is_delivered(node, answered):
     assert close_jobs(node.context) == 0
 
 
+def test_a_study_whose_object_was_lost_before_it_was_sent_is_answered_anew(node, answered):
+    _, result = answered
+    node.folders.sent(result).unlink()
+    assert close_jobs(node.context) == 0
+    (again,) = node.spool.jobs(JobState.QUEUED)
+    assert originals(node) == 2
+    process(node, again.id)
+    (fresh,) = node.answers.results()
+    assert (fresh.state, node.folders.sent(fresh.id).exists()) == ("pending", True)
+
+
 def test_a_study_that_is_not_to_be_answered_is_deleted_when_it_is_indexed(node):
     job = job_of(node, sample_study(1, matrix=64, patient_id="KEPT"), role=Role.INDEX)
     process(node, job)

@@ -14,7 +14,8 @@ from workflow_samples import files, pages_in_ct, rows
 from dicomnode.domain import Finding, OriginalUid
 from dicomnode.errors import InputError, UsageError
 from dicomnode.testing import sample_repository, sample_study, write_study
-from dicomnode.workflow.ingest import Added, add_paths, find_files, group_by_study, read_findings, remove_study
+from dicomnode.workflow.ingest import Added, add_paths, find_files, group_by_study, read_findings
+from dicomnode.workflow.withdrawal import remove_studies
 
 NODULE = Finding("SCT", "27925004", "Nodule", "findings file")
 
@@ -258,8 +259,8 @@ class TestAdding:
     def test_removing_a_study_leaves_nothing_to_find(self, node, tmp_path):
         uid = node.vault.uid(OriginalUid(study(tmp_path / "a")))
         add_paths(node.context, [tmp_path / "a"])
-        assert remove_study(node.context, uid)
-        assert not remove_study(node.context, uid)
+        assert remove_studies(node.context, [uid]).studies == 1
+        assert not remove_studies(node.context, [uid]).anything
         status = node.index.status()
         assert (status["studies"], status["patients"], status["instances"], status["vectors"]) == (0, 0, 0, 0)
         assert not [name for name in files(node) if name.startswith("archive")]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom import dcmread
 from workflow_samples import files, job_of, pages_in_ct, process, receive, rows
@@ -17,6 +18,7 @@ from dicomnode.errors import QuarantineError, StorageFull
 from dicomnode.node import Node
 from dicomnode.scp.schema import JobState
 from dicomnode.testing import Pacs, free_port, sample_repository, sample_study
+from dicomnode.testing.burned_in import stamp
 from dicomnode.workflow.ingest import add_paths
 from dicomnode.workflow.process_study import LOOP_ROUNDS, STEPS, deidentify, index, report
 from dicomnode.workflow.reindex import reindex
@@ -262,6 +264,35 @@ class TestQuarantine:
         process(node, job, STEP_NAMES[: STEP_NAMES.index("index")])
         with pytest.raises(QuarantineError, match="no CT or MR slices") as caught:
             index(node.context, job)
+        assert caught.value.reason == "not-searchable"
+
+    @pytest.mark.parametrize(
+        ("modality", "sop_class", "colour"),
+        [
+            ("US", "1.2.840.10008.5.1.4.1.1.6.1", True),
+            ("OT", "1.2.840.10008.5.1.4.1.1.7", False),
+            ("XA", "1.2.840.10008.5.1.4.1.1.12.1", False),
+            ("CR", "1.2.840.10008.5.1.4.1.1.1", False),
+            ("DX", "1.2.840.10008.5.1.4.1.1.1.1", False),
+        ],
+    )
+    def test_a_study_of_pictures_passes_and_is_not_searchable(self, node, patients, modality, sop_class, colour):
+        images = study(next(patients), Modality=modality, SOPClassUID=sop_class)
+        for ds in images:
+            grey = np.full((128, 256), 20, np.uint8)
+            stroke = stamp("BAKER MARY 1961", "DejaVuSans.ttf", 18)
+            grey[10 : 10 + stroke.shape[0], 10 : 10 + stroke.shape[1]] += (stroke * 200).astype(np.uint8)
+            ds.Rows, ds.Columns = grey.shape
+            ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+            if colour:
+                ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
+            ds.PixelData = (np.repeat(grey[..., None], 3, axis=2) if colour else grey).tobytes()
+        job = job_of(node, images)
+        process(node, job, STEP_NAMES[:-1])
+        row = node.spool.job(job)
+        assert row.answer_id is not None, "no image was quarantined"
+        with pytest.raises(QuarantineError) as caught:
+            report(node.context, job)
         assert caught.value.reason == "not-searchable"
 
     def test_a_study_in_which_nothing_can_be_searched_is_held_at_the_report(self, node, patients):

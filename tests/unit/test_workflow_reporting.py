@@ -100,6 +100,23 @@ def test_the_tiles_of_an_answer_need_no_identified_header_and_read_no_more_pictu
     assert set(tiles_of(answer, node.query_picture, node.case_picture, limit=1).cases) == {1}
 
 
+def test_each_tile_knows_the_slice_of_the_query_that_its_own_matched(answered):
+    node, job = answered
+    answer = node.answers.by_id(node.spool.job(job).answer_id).answer
+    slices = {}
+
+    def query_picture(uid, frame):
+        slices[uid] = node.query_picture(uid, frame)
+        return slices[uid]
+
+    tiles = tiles_of(answer, query_picture, node.case_picture)
+    assert tiles.pairs
+    for case in answer.cases:
+        best = max(case.matches, key=lambda m: m.similarity).query_instance
+        if case.rank in tiles.pairs:
+            assert (tiles.query[tiles.pairs[case.rank]].pixels == slices[best]).all()
+
+
 @pytest.mark.filterwarnings("ignore")  # of pydicom, about the damage
 @pytest.mark.parametrize("content", [None, b"", b"junk", b"\0" * 128 + b"DICM" + b"\xff" * 200])
 def test_an_original_that_cannot_be_read_any_more_is_an_input_error(tmp_path, content):

@@ -20,10 +20,11 @@ from dicomnode.node import ACTIVE_PACK, Node
 from dicomnode.testing import sample_repository, sample_study
 from dicomnode.workflow import takeover
 from dicomnode.workflow.comparing import compare, overlap_at
-from dicomnode.workflow.ingest import add_paths, remove_study
+from dicomnode.workflow.ingest import add_paths
 from dicomnode.workflow.labels import add_labels
 from dicomnode.workflow.models import Model
 from dicomnode.workflow.takeover import TakenOver, carry, settle, take_over
+from dicomnode.workflow.withdrawal import remove_studies
 
 STUDIES, SLICES = 4, 2
 SETTLED = ("deid", "archive", "embed", "index", "retrieve")
@@ -172,7 +173,7 @@ def test_a_study_that_is_removed_while_it_is_embedded_does_not_come_back(filled:
     new.index.admit()
     sources = new.index.to_embed(study)
     pixels = np.stack([takeover._prepared(new.context, s, captured=False) for s in sources])
-    remove_study(filled.context, study)
+    remove_studies(filled.context, [study])
     refs, vectors = [s.ref for s in sources], new.context.embedder.embed_images(pixels)
     assert new.index.add(refs, vectors, beside=[s.vector for s in sources]) == 0
     assert study not in {row[0] for row in keys(filled, new)}
@@ -212,7 +213,7 @@ def test_pictures_of_a_labels_file_are_carried_as_they_were_indexed(node: Node, 
     over(node, model)
     carried = [model.index.vectors_of(s) for s in studies(node)]
     for study in studies(node):
-        remove_study(node.context, study)
+        remove_studies(node.context, [study])
     add_labels(node.context, tmp_path / "LABELS.csv")
     np.testing.assert_allclose(carried, [model.index.vectors_of(s) for s in studies(node)], atol=1e-6)
 

@@ -58,6 +58,7 @@ export interface GraphNode {
 export interface Graph {
   live: boolean;
   verdict: Verdict;
+  reason: string;
   p: number | null;
   calibrated: boolean;
   searched: number;

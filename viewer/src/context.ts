@@ -2,7 +2,7 @@
 
 import type { Api, CaseDetail, Finding, Graph, GraphNode, Result, Session, Status, Verdict } from './api';
 import type { Key } from './i18n';
-import { similarity, t } from './i18n';
+import { similarity, t, tn } from './i18n';
 import { reason as reasonWords } from './i18n/reasons';
 import type { Store, View } from './state';
 import type { Thumbnails } from './thumbnails';
@@ -100,7 +100,18 @@ export function verdictWords(data: Data, text: string): { title: string; why: st
     return { title: t('verdict.empty'), why, kind: 'empty' };
   }
   const title = kind === 'similar' && n === 1 ? t('verdict.similar_one') : t(`verdict.${kind}` as Key, { n });
-  return { title, why: t(`why.${kind}` as Key, { searched }) + caution(data), kind };
+  return { title, why: t(`why.${kind}` as Key, { searched, ...tooFew(data, searched) }) + caution(data), kind };
+}
+
+/** How the cases were found; a plain picture, alone without a modality, does not say who its patient is. */
+export function methodWords(result: Result): string {
+  return t(result.query.modality ? 'query.method' : 'query.method_picture');
+}
+
+/** Of a repository that is too small: how many patients it has, and how many cases of theirs were searched. */
+function tooFew(data: Data, searched: number): { few: string; cases: string } {
+  const said = data.graph?.reason ?? data.result?.reason ?? '';
+  return { few: said ? `${reasonWords(said)}; ` : '', cases: tn('why.cases', searched) };
 }
 
 /** Where cases are called similar and none of them is of the modality of the study in question: that, said. */

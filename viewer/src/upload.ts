@@ -2,8 +2,9 @@
 
 import { type Api, ApiError, isAbort, type QueryState, type Session, type Stage } from './api';
 import { fill, foreign, h } from './dom';
+import { failure } from './failure';
 import { collect } from './files';
-import { has, type Key, type Language, number, setLanguage, size, t, tn } from './i18n';
+import { type Key, type Language, number, setLanguage, size, t, tn } from './i18n';
 import { icon } from './icons';
 import { account, mayAsk } from './panels/account';
 import { brand, languageSwitch, notice } from './panels/bar';
@@ -351,9 +352,8 @@ export class UploadPage {
   }
 
   private failed(error: unknown): void {
-    const known = error instanceof ApiError ? error : new ApiError(-1, 'error', '');
-    const key = known.status === 404 || known.status === 410 ? 'upload.failed.gone' : `upload.failed.${known.status}`;
-    const words = has(key) ? t(key, { n: known.retryAfter ?? 60 }) : t('state.error_text');
+    const { title, words, detail } = failure(error);
+    this.announce(`${title}. ${words}`); // in the place of the last stage
     const again = h('button', { type: 'button', class: 'button button-strong', id: 'again' }, t('upload.again'));
     again.addEventListener('click', () => {
       this.files = [];
@@ -366,11 +366,11 @@ export class UploadPage {
       this.body,
       h(
         'section',
-        { class: 'message', role: 'alert' },
+        { class: 'message' },
         icon('warning', 40),
-        h('h1', {}, t('upload.failed')),
+        h('h1', {}, title),
         h('p', {}, words),
-        known.detail ? h('p', { class: 'soft' }, foreign(known.detail)) : null,
+        detail ? h('p', { class: 'soft' }, foreign(detail)) : null,
       ),
       h('div', { class: 'case-buttons middle' }, again, retry),
     );

@@ -17,6 +17,16 @@ test('a reason of the node is said in the language of the page', () => {
   );
 });
 
+test('of a repository that is too small it tells the patients in both languages', () => {
+  const few = '12 patients in the repository; a statement needs 20';
+  expect(reason(few)).toBe(few);
+  setLanguage('es');
+  expect(reason(few)).toBe('12 pacientes en el repositorio; una afirmación requiere 20');
+  expect(reason('1 patient in the repository; a statement needs 20')).toBe(
+    '1 paciente en el repositorio; una afirmación requiere 20',
+  );
+});
+
 test('a sentence that is not known stays as it is', () => {
   setLanguage('es');
   expect(reason('no slice could be read')).toBe('no slice could be read');

@@ -19,7 +19,9 @@ export const en = {
   'why.none':
     '{searched} cases were searched. The image lies farther from its nearest case than nearly all cases here lie from theirs. The nearest are shown so that you can judge for yourself.',
   'why.repository-too-small':
-    'Fewer than 20 patients could be compared, so the node does not say whether the nearest cases are similar. They are shown so that you can judge for yourself.',
+    '{few}{cases}. So the node does not say whether the nearest cases are similar. They are shown so that you can judge for yourself.',
+  'why.cases': '{n} cases searched',
+  'why.cases_one': '1 case searched',
   'why.not-searchable': 'Nothing in the study is an image that the node can compare.',
   'why.empty':
     'The repository holds no case of another patient that may be compared with this image. As studies are added, new questions will find them.',
@@ -151,6 +153,8 @@ export const en = {
   'compare.width': 'Window width',
   'compare.sync': 'Scroll together',
   'compare.best': 'Best matches',
+  'compare.best_note':
+    'Likeness of these two slices alone, as the networks see it: higher than the case’s score, a mean over the whole study. 0.998 does not mean identical.',
   'compare.best_item': 'Slices {query} and {case}, similarity {similarity}',
   'compare.best_short': '{query} · {case}',
   'compare.pane_label': '{name}, slice {n} of {total}',
@@ -220,6 +224,8 @@ export const en = {
   'query.about': 'How this was found',
   'query.method':
     'Every case is de-identified and comes from this repository; cases of the same patient are left out. Computed by software, without a physician’s review.',
+  'query.method_picture':
+    'Every case is de-identified and comes from this repository. A picture does not say who its patient is: the same patient may be among the cases. Computed by software, without a physician’s review.',
 
   'state.unknown': 'This link leads nowhere',
   'state.unknown_text': 'There is no result behind this link. Check that it was copied whole from the report.',
@@ -268,6 +274,11 @@ export const en = {
   'upload.cancel': 'Cancel',
   'upload.cancelled': 'Cancelled. Nothing was kept.',
   'upload.again': 'Choose other files',
+  'upload.choose': 'Nothing was searched yet',
+  'upload.choose.several': 'several',
+  'upload.choose.several-studies': 'These are images of {n} studies: send one.',
+  'upload.choose.several-pictures': 'These are {n} pictures: send one.',
+  'upload.choose.mixed-patients': 'These are images of more than one patient: send those of one patient.',
   'upload.failed': 'The search did not work',
   'upload.failed.413': 'This is more than the node takes at once.',
   'upload.failed.415': 'This is not a kind of file that the node reads: DICOM, zip, PNG, JPEG or WebP.',

@@ -21,7 +21,9 @@ export const es: Record<Key, string> = {
   'why.none':
     'Se buscó en {searched} casos. La imagen está más lejos de su caso más próximo que casi todos los casos de aquí del suyo. Se muestran los más próximos para que pueda juzgar.',
   'why.repository-too-small':
-    'Se pudo comparar con menos de 20 pacientes, por lo que el nodo no afirma si los casos más próximos son similares. Se muestran para que pueda juzgar.',
+    '{few}{cases}. Por eso el nodo no afirma si los casos más próximos son similares. Se muestran para que pueda juzgar.',
+  'why.cases': '{n} casos examinados',
+  'why.cases_one': '1 caso examinado',
   'why.not-searchable': 'Nada en el estudio es una imagen que el nodo pueda comparar.',
   'why.empty':
     'El repositorio no contiene casos de otros pacientes que puedan compararse con esta imagen. Cuando se añadan estudios, las nuevas consultas los encontrarán.',
@@ -153,6 +155,8 @@ export const es: Record<Key, string> = {
   'compare.width': 'Anchura de la ventana',
   'compare.sync': 'Desplazar a la vez',
   'compare.best': 'Mejores parejas',
+  'compare.best_note':
+    'Parecido de estos dos cortes solos, según las redes: más alto que la puntuación del caso, que es una media de todo el estudio. 0,998 no significa idéntico.',
   'compare.best_item': 'Cortes {query} y {case}, similitud {similarity}',
   'compare.best_short': '{query} · {case}',
   'compare.pane_label': '{name}, corte {n} de {total}',
@@ -222,6 +226,8 @@ export const es: Record<Key, string> = {
   'query.about': 'Cómo se encontró',
   'query.method':
     'Todos los casos están desidentificados y son de este repositorio; se excluyen los del mismo paciente. Calculado por software, sin revisión médica.',
+  'query.method_picture':
+    'Todos los casos están desidentificados y son de este repositorio. Una imagen suelta no dice de quién es: el mismo paciente puede estar entre los casos. Calculado por software, sin revisión médica.',
 
   'state.unknown': 'Este enlace no lleva a nada',
   'state.unknown_text': 'No hay ningún resultado tras este enlace. Compruebe que se copió entero del informe.',
@@ -271,6 +277,11 @@ export const es: Record<Key, string> = {
   'upload.cancel': 'Cancelar',
   'upload.cancelled': 'Cancelado. No se guardó nada.',
   'upload.again': 'Elegir otros archivos',
+  'upload.choose': 'Todavía no se ha buscado nada',
+  'upload.choose.several': 'varios',
+  'upload.choose.several-studies': 'Son imágenes de {n} estudios: envíe uno.',
+  'upload.choose.several-pictures': 'Son {n} imágenes sueltas: envíe una.',
+  'upload.choose.mixed-patients': 'Son imágenes de más de un paciente: envíe las de uno solo.',
   'upload.failed': 'La búsqueda no funcionó',
   'upload.failed.413': 'Es más de lo que el nodo admite de una vez.',
   'upload.failed.415': 'No es un tipo de archivo que el nodo lea: DICOM, zip, PNG, JPEG o WebP.',

@@ -1,4 +1,4 @@
-/* Why an image could not be searched: the node's sentences (dicomnode/domain.py) in the language of the page. */
+/* Why an image could not be searched, or no statement made: the node's sentences (dicomnode/domain.py) in the language of the page. */
 
 import { language } from './index';
 
@@ -23,9 +23,16 @@ const PARTS: [string, string][] = [
   ],
 ];
 
+const TOO_FEW = /^(\d+) patients? in the repository; a statement needs (\d+)$/;
+
 /** The node's reason in the language of the page; a sentence that is not known here stays as it is. */
 export function reason(said: string): string {
   if (language() === 'en') return said;
+  const few = TOO_FEW.exec(said);
+  if (few) {
+    const patients = few[1] === '1' ? 'paciente' : 'pacientes';
+    return `${few[1]} ${patients} en el repositorio; una afirmación requiere ${few[2]}`;
+  }
   let rest = said.replace(/\.$/, '');
   const words: string[] = [];
   for (const [english, spanish] of PARTS) {

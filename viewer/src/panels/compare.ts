@@ -139,7 +139,14 @@ export class ComparePanel {
       this.windowSliders(),
       this.outlines.root,
       this.why.root,
-      details.case.best.length > 0 && h('section', { class: 'block' }, h('h3', {}, t('compare.best')), this.bestList),
+      details.case.best.length > 0 &&
+        h(
+          'section',
+          { class: 'block' },
+          h('h3', {}, t('compare.best')),
+          this.bestList,
+          h('p', { class: 'note' }, t('compare.best_note')),
+        ),
       h('p', { class: 'note' }, t('compare.hint')),
     );
     this.start(this.context.store.view.place);

@@ -1,6 +1,6 @@
 /* The query itself: of it only modality, number of slices and what was found; never who it is of. */
 
-import { type Context, verdictWords } from '../context';
+import { type Context, methodWords, verdictWords } from '../context';
 import { fill, foreign, h } from '../dom';
 import { date, language, number, t } from '../i18n';
 import { icon, symbol } from '../icons';
@@ -73,7 +73,7 @@ export class QueryPanel {
         'section',
         { class: 'block' },
         h('h3', {}, t('query.about')),
-        h('p', { class: 'soft' }, t('query.method')),
+        h('p', { class: 'soft' }, methodWords(result)),
         result.expires !== null && h('p', { class: 'note' }, t('line.expires', { date: date(result.expires) })),
       ),
     );

@@ -1,16 +1,16 @@
 """One typed registry of settings: ``dicomnode.toml``, any key overridden by ``DICOMNODE__SECTION__KEY``.
 
-The commented ``config/dicomnode.toml`` and ``docs/settings.md`` are written from the descriptions here
-(``python -m dicomnode.config toml|markdown``); a test fails where they differ. An unknown key, a bad value,
+The commented ``config/dicomnode.toml`` and ``docs/settings.md`` are written from the descriptions here (``pages.py``);
+a test fails where they differ. An unknown key, a bad value,
 contradictory options or a missing file is a ``SettingsError`` that names the setting. Never holds a secret in clear
 in ``masked()``.
 """
 
 from __future__ import annotations
 
-import json
+import difflib
 import os
-import sys
+import socket
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from dicomnode.config.mistakes import first_mistake
 from dicomnode.domain import Role
 from dicomnode.errors import SettingsError
 
@@ -144,6 +145,26 @@ class Deid(_Section):
             "retain-patient-characteristics",
         ),
         description="Options of the profile: " + " ".join(DEID_OPTIONS) + ".",
+    )
+    site_recipe: str = Field(
+        "",
+        description="TOML file with the site's own rules on top of the profile (config/deid/example-site.toml); a rule "
+        "that weakens has to name its exception.",
+    )
+    pixels: Literal["mask", "quarantine"] = Field(
+        "mask",
+        description="Images that may show text: mask what is found and let them pass; or quarantine them all.",
+    )
+    ocr_sample: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of the slices passing as acquired (CT, MR, PT, NM) that are searched for text all the same.",
+    )
+    faces: Literal["flag", "quarantine"] = Field(
+        "flag",
+        description="Images of the head from which a face may be recognised: say so in the object and in reports; or "
+        "quarantine them. Faces are never removed.",
     )
     workers: int = Field(2, ge=1, le=64, description="De-identification processes.")
 
@@ -358,7 +379,7 @@ def load_settings(path: Path | None = None) -> Settings:
     try:
         settings = Settings(**data)
     except ValidationError as exc:
-        raise _first_line(exc, file, data) from None
+        raise first_mistake(exc, Settings, file, data) from None
     except (ValueError, TypeError) as exc:  # pydantic-settings: a value that is not the JSON it must be
         raise SettingsError(str(exc).splitlines()[0], place="environment") from None
     _refuse_missing_files(settings)
@@ -376,7 +397,9 @@ def _refuse_unknown_environment() -> None:
         known = section is not None and isinstance(section.annotation, type)
         fields = section.annotation.model_fields if known else {}  # type: ignore[union-attr]
         if not known or (len(parts) > 1 and parts[1] not in fields):
-            raise SettingsError("unknown setting in the environment", place=name)
+            meant = difflib.get_close_matches(parts[-1], fields if known else Settings.model_fields, n=1)
+            advice = f"did you mean {meant[0]}?" if meant else ""
+            raise SettingsError("unknown setting in the environment", place=name, advice=advice)
 
 
 def _refuse_what_cannot_work(settings: Settings) -> None:
@@ -384,17 +407,19 @@ def _refuse_what_cannot_work(settings: Settings) -> None:
         raise SettingsError("only a folder is supported", place="[archive] url")
     if settings.dicom.port == settings.web.port != 0:
         raise SettingsError(f"{settings.web.port} is [dicom] port too", place="[web] port")
+    for peer in settings.dicom.peers:
+        if peer.results and _is_the_node(peer, settings.dicom):
+            raise SettingsError(
+                "is the node itself: its results would come back as studies",
+                place=f'[[dicom.peers]] "{peer.name}"',
+                advice="give the host and port of the other system, or results = false",
+            )
 
 
-def _first_line(exc: ValidationError, file: Path | None, data: dict[str, Any]) -> SettingsError:
-    error = exc.errors(include_input=False, include_url=False)[0]
-    loc = [str(p) for p in error["loc"]]
-    name = f"[{loc[0]}] {'.'.join(loc[1:])}".rstrip() if loc else "settings"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        message = "unknown setting"
-    in_file = file is not None and loc and loc[0] in data
-    return SettingsError(message, place=f"{file}: {name}" if in_file else name)
+def _is_the_node(peer: Peer, dicom: Dicom) -> bool:
+    own_hosts = {*LOOPBACK, dicom.host, socket.gethostname()}
+    own_titles = {own.title for own in dicom.ae_titles}
+    return peer.port == dicom.port and peer.host in own_hosts and peer.ae_title in own_titles
 
 
 def _refuse_missing_files(settings: Settings) -> None:
@@ -410,70 +435,3 @@ def _refuse_missing_files(settings: Settings) -> None:
         raise SettingsError("cert and key belong together", place="[dicom] tls")
     if settings.vault.key_env and not os.environ.get(settings.vault.key_env):
         raise SettingsError(f"environment variable {settings.vault.key_env} is empty", place="[vault] key_env")
-
-
-def _sections() -> list[tuple[str, type[BaseModel]]]:
-    return [(name, f.annotation) for name, f in Settings.model_fields.items()]  # type: ignore[misc]
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, BaseModel):
-        inner = ", ".join(f"{k} = {_toml_value(v)}" for k, v in value)
-        return "{" + inner + "}"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{k} = {_toml_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    if isinstance(value, Path):
-        return json.dumps(str(value))
-    return json.dumps(value)
-
-
-def as_toml() -> str:
-    """The commented settings file, every setting at its default."""
-    out = ["# Settings of dicomnode. Every line is optional and shows the default; remove the '#' to change it.", ""]
-    for name, model in _sections():
-        out.append(f"# {(model.__doc__ or '').strip()}")
-        out.append(f"[{name}]")
-        tables: list[str] = []
-        for key, info in model.model_fields.items():
-            default = info.get_default(call_default_factory=True)
-            if isinstance(default, tuple) and default and isinstance(default[0], BaseModel):
-                tables += ["", f"# {info.description}", f"# [[{name}.{key}]]"]
-                tables += [
-                    f"# {k} = {_toml_value(v)}  # {type(default[0]).model_fields[k].description}" for k, v in default[0]
-                ]
-                continue
-            out += [f"# {info.description}", f"# {key} = {_toml_value(default)}"]
-        out += [*tables, ""]
-    return "\n".join(out).rstrip() + "\n"
-
-
-def as_markdown() -> str:
-    """The page docs/settings.md."""
-    out = [
-        "# Settings",
-        "",
-        "Read from `--config F`, else `$DICOMNODE_CONFIG`, else `config/dicomnode.toml`, else the defaults.",
-        f"Any setting can be given as `{ENV_PREFIX}SECTION__KEY`; lists and tables as JSON.",
-        "`dicomnode config check` tells what is wrong, `dicomnode config show` what is in force.",
-        "This page is written by `make docs` from `dicomnode/config.py`.",
-    ]
-    for name, model in _sections():
-        out += ["", f"## [{name}]", "", (model.__doc__ or "").strip(), ""]
-        out += ["| setting | default | meaning |", "|---|---|---|"]
-        rows: list[tuple[str, Any, str]] = []
-        for key, info in model.model_fields.items():
-            default = info.get_default(call_default_factory=True)
-            if isinstance(default, tuple) and default and isinstance(default[0], BaseModel):
-                rows += [
-                    (f"[[{key}]] {k}", v, type(default[0]).model_fields[k].description or "") for k, v in default[0]
-                ]
-            else:
-                rows.append((key, default, info.description or ""))
-        out += [f"| `{k}` | `{_toml_value(v)}` | {d} |" for k, v, d in rows]
-    return "\n".join(out) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(as_toml() if sys.argv[1:] == ["toml"] else as_markdown())

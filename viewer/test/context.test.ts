@@ -1,0 +1,39 @@
+import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest';
+import type { Graph, GraphNode, Result } from '../src/api';
+import { Data, methodWords, verdictWords } from '../src/context';
+import { setLanguage } from '../src/i18n';
+
+beforeAll(() => vi.stubGlobal('document', { documentElement: {} }));
+afterEach(() => setLanguage('en'));
+afterAll(() => vi.unstubAllGlobals());
+
+test('a repository that is too small tells its patients and the cases that were searched', () => {
+  const data = new Data();
+  const reason = '12 patients in the repository; a statement needs 20';
+  const nodes = [{ rank: 0 }, { rank: 1 }] as GraphNode[];
+  data.result = {
+    verdict: 'repository-too-small',
+    reason,
+    searched: 22,
+    k: 1,
+    query: { modality: 'CT', slices: 1 },
+  } as Result;
+  data.graph = { verdict: 'repository-too-small', reason, searched: 22, nodes } as Graph;
+  expect(verdictWords(data, '')?.why).toMatch(
+    /^12 patients in the repository; a statement needs 20; 22 cases searched\. So /,
+  );
+  setLanguage('es');
+  expect(verdictWords(data, '')?.why).toMatch(
+    /^12 pacientes en el repositorio; una afirmación requiere 20; 22 casos examinados\. Por eso /,
+  );
+});
+
+test('of a plain picture it is not said that cases of its patient are left out', () => {
+  const of = (modality: string) => ({ query: { modality, slices: 1 } }) as Result;
+  expect(methodWords(of('CT'))).toContain('cases of the same patient are left out');
+  expect(methodWords(of(''))).toContain('the same patient may be among the cases');
+  expect(methodWords(of(''))).not.toContain('left out');
+  setLanguage('es');
+  expect(methodWords(of('MR'))).toContain('se excluyen los del mismo paciente');
+  expect(methodWords(of(''))).toContain('el mismo paciente puede estar entre los casos');
+});
