@@ -8,9 +8,10 @@ repository knows (``PseudoUid``). They are different types so that mypy refuses 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NewType
+from typing import Any, Final, NamedTuple, NewType
 
 OriginalUid = NewType("OriginalUid", str)
 PseudoUid = NewType("PseudoUid", str)
@@ -19,6 +20,7 @@ ModelId = NewType("ModelId", str)
 Millimetres = NewType("Millimetres", float)
 
 SCHEME = "99DICOMNODE"
+UNTOLD = frozenset({"", "OT", "SC"})  # a picture or a capture: of what, its modality does not tell
 # Implementation Class UID (PS3.7 D.3.3.2) of everything the node writes or sends; drawn once, never changed.
 IMPLEMENTATION_CLASS_UID = "2.25.233715491814202644375068918876066735440"
 IMPLEMENTATION_VERSION_NAME = "DICOMNODE_1"  # at most 16 characters (VR SH)
@@ -162,6 +164,46 @@ def reason_in(reason: str, language: str) -> str:
     return reason
 
 
+REGION_WORDS: Final[dict[str, dict[str, str]]] = {
+    "HEAD": {"en": "head", "es": "cabeza"},
+    "NECK": {"en": "neck", "es": "cuello"},
+    "CHEST": {"en": "chest", "es": "tórax"},
+    "ABDOMEN": {"en": "abdomen and pelvis", "es": "abdomen y pelvis"},
+    "SPINE": {"en": "spine", "es": "columna"},
+    "BREAST": {"en": "breast", "es": "mama"},
+    "LIMB": {"en": "limb", "es": "extremidad"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shows:
+    """What images show as their headers say: modality and region of the body, several as "ABDOMEN/CHEST", "" untold."""
+
+    modality: str
+    region: str = ""
+
+    def outside(self, taught: Iterable[Shows]) -> bool:
+        """Whether a model that was taught ``taught`` (none: it does not say) was taught nothing like this."""
+        taught = tuple(taught)
+        return bool(taught) and not any(self._may_be(one) for one in taught)
+
+    def _may_be(self, other: Shows) -> bool:
+        mine, theirs = (frozenset(x.modality.split("/")) - UNTOLD for x in (self, other))
+        here, there = (frozenset(x.region.split("/")) - UNTOLD for x in (self, other))
+        return not (mine and theirs and not mine & theirs) and not (here and there and not here & there)
+
+    def words(self, language: str = "en") -> str:
+        """As a reader says it: "CT (chest)"."""
+        said = [REGION_WORDS[r][language] if r in REGION_WORDS else r for r in self.region.split("/") if r]
+        return " ".join(filter(None, (self.modality, f"({', '.join(said)})" if said else "")))
+
+    def as_json(self) -> dict[str, str]:
+        return {"modality": self.modality, "region": self.region}
+
+
+NOT_TOLD: Final = Shows("")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Finding:
     """A coded diagnosis or observation: system (SCT, I10C, I10, I9C, 99LABEL), code, display, and its source."""
@@ -265,6 +307,21 @@ class Verdict:
         return self.kind is VerdictKind.NONE
 
 
+class Untaught(NamedTuple):
+    """A query beyond what its model was taught: nobody measured how well it compares such images."""
+
+    taught: tuple[Shows, ...]
+    shows: Shows
+
+    def words(self, language: str = "en") -> dict[str, str]:
+        """Both as readers say them: ``taught`` and ``shows``."""
+        return {"taught": ", ".join(t.words(language) for t in self.taught), "shows": self.shows.words(language)}
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``Answer.query`` holds."""
+        return {"taught": [t.as_json() for t in self.taught], "shows": self.shows.as_json()}
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Verdict and ranked cases for one query; de-identified throughout.
@@ -272,7 +329,8 @@ class Answer:
     Attributes
     ----------
     query : dict
-        What is said of the query: ``modality``, ``slices`` (number embedded), ``series`` (chosen, with why).
+        What is said of the query: ``modality``, ``slices`` (number embedded), ``series`` (chosen, with why), ``region``
+        of the body where descriptions name one, ``untaught`` where the model was taught nothing like it.
     searched : int
         Number of cases that were open to the search after exclusions.
     """
@@ -288,9 +346,22 @@ class Answer:
     @property
     def other_modality(self) -> str:
         """The query's modality where cases are called similar and none of them has it; "" otherwise."""
-        asked = str(self.query.get("modality", ""))
+        asked = self.shows.modality
         same = not asked or any(set(c.modality.split("/")) & set(asked.split("/")) for c in self.cases)
         return "" if same or not self.cases or self.verdict.kind is not VerdictKind.SIMILAR else asked
+
+    @property
+    def shows(self) -> Shows:
+        """Modality and region of the query, as far as its headers say."""
+        return Shows(str(self.query.get("modality", "")), str(self.query.get("region", "")))
+
+    @property
+    def untaught(self) -> Untaught | None:
+        """Where cases are listed by a model that was taught nothing like the query: what it knows, and what this is."""
+        said = self.query.get("untaught")
+        if not isinstance(said, dict) or not self.cases:
+            return None
+        return Untaught(tuple(Shows(**s) for s in said["taught"]), Shows(**said["shows"]))
 
     def as_json(self) -> dict[str, Any]:
         """The object of ``query --json``."""

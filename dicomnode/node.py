@@ -359,7 +359,7 @@ class Node:
             catalogue=self.catalogue,
             answers=self.answers,
             quarantine=self.quarantine,
-            embedder=StudyEmbedder(model.model_id, model.embedder),
+            embedder=StudyEmbedder(model.model_id, model.embedder, model.manifest.taught),
             vectors=model.index,
             retriever=model.index.retriever,
             reporter=self.reporter,

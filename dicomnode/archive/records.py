@@ -13,7 +13,8 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
-from dicomnode.domain import Pseudonym, PseudoUid
+from dicomnode.archive.regions import described_region, joined, regions_in
+from dicomnode.domain import Pseudonym, PseudoUid, Shows, Untaught
 from dicomnode.errors import InputError
 
 _BAND_YEARS = 10
@@ -102,11 +103,31 @@ def read_record(path: Path) -> InstanceRecord:
         raise InputError(f"not an object of the archive ({type(exc).__name__})", place=path.name) from None
 
 
-def modalities_among(records: Iterable[InstanceRecord], instances: Collection[PseudoUid]) -> str:
-    """The modality of those records that are among ``instances``, several as "CT/MR"; of all where none is."""
+def shown_by(records: Iterable[InstanceRecord], instances: Collection[PseudoUid], *, body_part: bool = False) -> Shows:
+    """What those records show that are among ``instances``, all where none is.
+
+    The region is what descriptions name; with ``body_part`` also what Body Part Examined says where they name none.
+    """
     records = list(records)
-    told = {r.modality for r in records if r.uid in instances} or {r.modality for r in records}
-    return "/".join(sorted(told))
+    among = [r for r in records if r.uid in instances] or records
+    regions = {
+        described_region(r.series_description, r.study_description)
+        or (joined(regions_in(r.body_part)) if body_part else "")
+        for r in among
+    }
+    return Shows("/".join(sorted({r.modality for r in among})), joined(regions))
+
+
+def said_of_study(
+    records: Collection[InstanceRecord], embedded: Collection[PseudoUid], taught: tuple[Shows, ...]
+) -> dict[str, Any]:
+    """What an answer says of a study asked about, as its headers do: ``modality``, ``region`` where descriptions name
+    one, and ``untaught`` where the model was taught nothing like it (``Answer.query``)."""
+    shows, told = (shown_by(records, embedded, body_part=body_part) for body_part in (False, True))
+    said: dict[str, Any] = shows.as_json()
+    if told.outside(taught):
+        said["untaught"] = Untaught(taught, told).as_json()
+    return said
 
 
 def _record(path: Path) -> InstanceRecord:

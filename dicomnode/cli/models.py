@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dicomnode.cli.options import Config, Json, open_node, out, print_json, print_table, progress_bar
+from dicomnode.domain import REGION_WORDS, Shows
 from dicomnode.errors import NotFound, UsageError
 from dicomnode.telemetry.audit import AuditEvent
 
@@ -152,13 +154,19 @@ def pack(
     dim: Annotated[int, typer.Option(help="Dimension of the vectors.")],
     card: Annotated[Path, typer.Option(help="Model card: ## Data, ## Terms, ## Intended use, ## Limits.")],
     status_: Annotated[str, typer.Option("--status", help="A word on its standing.")] = "research",
+    taught: Annotated[
+        list[str] | None, typer.Option(help="What its training images show, as CT:CHEST; repeatable.")
+    ] = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write; else below data_dir/packs.")] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
     """Make a pack of any network that takes slices [n, 224, 224] in 0..1 and gives vectors [n, dim].
 
-    Example: dicomnode models pack resnet.onnx --name resnet --dim 512 --card resnet.md
+    With --taught, an answer to a study that shows something else says so. Regions: HEAD NECK CHEST ABDOMEN SPINE BREAST
+    LIMB, none after a modality for all.
+
+    Example: dicomnode models pack resnet.onnx --name resnet --dim 512 --card resnet.md --taught CT:CHEST --taught MR
     """
     from dicomnode.models.packing import PackOptions, pack_file
 
@@ -167,8 +175,17 @@ def pack(
         text = card.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         raise UsageError("the model card cannot be read", place=str(card)) from None
-    made = pack_file(file, target, PackOptions(name=name, dim=dim, card=text, status=status_))
+    about = {"taught": [_taught(one).as_json() for one in taught]} if taught else {}
+    made = pack_file(file, target, PackOptions(name=name, dim=dim, card=text, status=status_, about=about))
     _told(made.manifest.name, made.manifest.model_id, target, json)
+
+
+def _taught(text: str) -> Shows:
+    modality, _, region = text.upper().partition(":")
+    if not re.fullmatch(r"[A-Z]{2,16}", modality) or (region and region not in REGION_WORDS):
+        known = " ".join(REGION_WORDS)
+        raise UsageError(f"--taught {text[:40]!r} is not MODALITY:REGION", advice=f"regions are {known}")
+    return Shows(modality, region)
 
 
 @app.command()

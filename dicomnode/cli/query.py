@@ -56,12 +56,15 @@ def query_command(
 
 
 def verdict_lines(answer: Answer) -> list[str]:
-    """What is printed above the cases: verdict, cases searched, and a caution where none is of the study's modality."""
+    """What is printed above the cases: verdict, cases searched, and the cautions that the answer calls for."""
     verdict = answer.verdict
     told = verdict.kind.value + (f" (p = {verdict.p:.3f})" if verdict.p is not None else "")
     lines = [f"{told}{': ' + verdict.reason if verdict.reason else ''}; {cases_searched(answer.searched)}"]
     if answer.other_modality:
         lines.append(f"Caution: this study is {answer.other_modality}, and none of the cases listed is.")
+    if answer.untaught is not None:
+        said = answer.untaught.words()
+        lines.append(f"Caution: the model learnt from {said['taught']} and was never measured on {said['shows']}.")
     return lines
 
 

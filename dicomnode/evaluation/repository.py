@@ -83,7 +83,7 @@ def stored_query(index: VectorIndex, study: KnownStudy) -> QueryStudy | None:
         vectors=now.matrix[kept],
         patient=study.patient,
         study=study.uid,
-        modality=now.modality_of(number),
+        shows=now.shows(number),
         model_id=index.store.model_id,
     )
 

@@ -20,6 +20,7 @@ from sqlalchemy import select
 from dicomnode.archive.schema import findings, studies
 from dicomnode.domain import (
     MIN_PATIENTS_FOR_P,
+    NOT_TOLD,
     Answer,
     Case,
     Finding,
@@ -28,6 +29,7 @@ from dicomnode.domain import (
     ModelId,
     Pseudonym,
     PseudoUid,
+    Shows,
     Verdict,
 )
 from dicomnode.errors import InputError, ModelMismatch
@@ -65,8 +67,8 @@ class QueryStudy:
         Unit vectors, one a slice.
     patient, study : optional
         Excluded from the answer where known.
-    modality : str
-        Of the embedded slices; studies of another one count half (``ranking.rank``). "" where it is not known.
+    shows : Shows
+        Modality and region of the embedded slices; studies of others count half (``ranking.rank``).
     series : sequence of dict
         Which series were chosen and why; passed into the answer as it is.
     model_id : ModelId, optional
@@ -77,7 +79,7 @@ class QueryStudy:
     vectors: Vectors
     patient: Pseudonym | None = None
     study: PseudoUid | None = None
-    modality: str = ""
+    shows: Shows = NOT_TOLD
     series: Sequence[dict[str, Any]] = ()
     model_id: ModelId | None = None
 
@@ -166,7 +168,7 @@ class CaseRetriever:
         if len(vectors) != len(query.slices) or not len(vectors):
             raise InputError(f"the query has {len(query.slices)} slices and {len(vectors)} vectors")
         z = np.array([np.nan if s.z is None else s.z for s in query.slices], dtype=np.float32)
-        return Probe(vectors, z, query.modality)
+        return Probe(vectors, z, query.shows)
 
     def _cases(self, now: Resident, query: QueryStudy, probe: Probe, ranked: list[Ranked], k: int) -> tuple[Case, ...]:
         known = self._catalogue([now.names.studies[case.study] for case in ranked])
@@ -195,7 +197,7 @@ class CaseRetriever:
                     subject=now.names.patients[now.names.study_patient[case.study]],
                     study_uid=uid,
                     series_uid=now.names.series[int(now.codes[found[0][1], 1])],
-                    modality=now.modality_of(case.study) or of_study,
+                    modality=now.shows(case.study).modality or of_study,
                     status=status,
                     findings=coded,
                     matches=matches,
@@ -222,7 +224,7 @@ class CaseRetriever:
             manifest = used.manifest
             search |= {"target_recall": manifest.target_recall, "recall_lower": manifest.recall_lower}
         return Answer(
-            query={"modality": query.modality, "slices": len(query.slices), "series": list(query.series)},
+            query={**query.shows.as_json(), "slices": len(query.slices), "series": list(query.series)},
             model_id=self._store.model_id,
             verdict=verdict,
             cases=cases,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomnode.domain import NOT_TOLD, Shows
 from dicomnode.index import exact
 from dicomnode.index.build import SEARCH_K
 from dicomnode.index.resident import Resident
@@ -26,7 +27,7 @@ NEAR_COPY = 0.98  # query slices this alike have one vote (neighbouring slices o
 SPREAD = 8  # query slices that look through the whole repository where the nearest slices show too few patients
 Z_BAND = 0.1  # of the volume: slices this near in height match freely
 Z_PENALTY = 0.2  # cosine lost per unit of height beyond the band: .18 from one end to the other
-OTHER_MODALITY = 0.5  # share of its score that a study keeps whose header names another modality than the query's
+UNLIKE = 0.5  # share of its score that a study keeps whose headers name another modality or region than the query's
 SAME_IMAGES = 0.9995  # MaxSim between two cases that show the same images under two pseudonyms
 SAME_SCORE = 0.005  # cases that are copies score alike: only these are compared
 DECIMALS = 6
@@ -43,13 +44,13 @@ class Probe:
         Unit vectors.
     z : float32 [m]
         Positions in the volume, NaN if unknown.
-    modality : str
-        As the headers say; "" where they do not.
+    shows : Shows
+        Modality and region of the body, as the headers say.
     """
 
     vectors: Vectors
     z: NDArray[np.float32]
-    modality: str = ""
+    shows: Shows = NOT_TOLD
 
 
 class Ranked(NamedTuple):
@@ -64,9 +65,9 @@ def rank(
 ) -> list[Ranked]:
     """Best study of each patient that is open, best first.
 
-    No network here was taught to compare a CT with an MR, so where the headers say that a study is of another modality
-    than the probe its score is halved (``OTHER_MODALITY``), and it is looked for only where too few patients have the
-    probe's own.
+    No network here was taught to compare a CT with an MR, or a head with a chest, so where the headers say that a study
+    is of another modality or of other regions than the probe its score is halved (``UNLIKE``), and it is looked for
+    only where too few patients have the probe's own.
 
     Parameters
     ----------
@@ -89,14 +90,14 @@ def rank(
         return []
     depth = max(depth, 4 * patients)
     owner = np.asarray(now.names.study_patient, dtype=np.int64)
-    other = now.of_other_modality(probe.modality)
+    other = now.unlike(probe.shows)
     same = mask & ~other[now.study] if other.any() else mask
     candidates = _candidates_of(searcher, now, probe.vectors, same, patients, depth)
     if other.any() and len(np.unique(owner[candidates])) < patients:
         more = _candidates_of(searcher, now, probe.vectors, mask & other[now.study], patients, depth)
         candidates = np.union1d(candidates, more)
     scores = rerank(now, probe, candidates)
-    scores = np.where(other[candidates], np.minimum(scores, OTHER_MODALITY * scores), scores).round(DECIMALS)
+    scores = np.where(other[candidates], np.minimum(scores, UNLIKE * scores), scores).round(DECIMALS)
     names = now.names.studies
     order = sorted(range(len(candidates)), key=lambda i: (-scores[i], names[candidates[i]]))
     seen: set[int] = set()

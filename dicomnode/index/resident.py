@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Row, select
 
-from dicomnode.archive.schema import segments, vectors
+from dicomnode.archive.regions import described_region, joined
+from dicomnode.archive.schema import segments, studies, vectors
 from dicomnode.archive.schema import series as series_table
-from dicomnode.domain import Pseudonym, PseudoUid
+from dicomnode.domain import NOT_TOLD, UNTOLD, Pseudonym, PseudoUid, Shows
 from dicomnode.errors import IndexCorrupt
 from dicomnode.index import segments as files
 from dicomnode.index.ledger import State, check_model, read_state
@@ -30,7 +31,6 @@ GROWTH = 1.5  # of the buffer: appending a study costs no copy of the rest, most
 FEW_SHUT = 0.01  # share of the rows up to which closing each study's is faster than asking each row for its study
 ROWS_AT_ONCE = 10_000  # read from the catalogue: all at once would take as much memory as the vectors
 SERIES_AT_ONCE = 500  # asked for by UID: databases limit the parameters of a statement
-UNTOLD = frozenset({"", "OT", "SC"})  # a picture or a capture: of what, its modality does not tell
 RELOADS = 10  # a merge in another process may take a file away between catalogue and disk: ask again
 
 
@@ -49,8 +49,8 @@ class Names:
     patient_of: dict[str, int] = field(default_factory=dict)
     study_patient: list[int] = field(default_factory=list)
     series_study: list[int] = field(default_factory=list)
-    study_modalities: list[frozenset[str]] = field(default_factory=list)  # of the indexed series, without UNTOLD
-    described: int = 0  # series whose modality is known here
+    study_shows: list[Shows] = field(default_factory=list)  # of the indexed series, without UNTOLD
+    described: int = 0  # series of which it is known here
 
     def codes(self, study: str, series: str, patient: str) -> tuple[int, int, int]:
         """Numbers of a row's study, series and patient, given on first sight."""
@@ -61,18 +61,20 @@ class Names:
             s = self.study_of[study] = len(self.studies)
             self.studies.append(PseudoUid(study))
             self.study_patient.append(p)
-            self.study_modalities.append(frozenset())
+            self.study_shows.append(NOT_TOLD)
         if (e := self.series_of.get(series)) is None:
             e = self.series_of[series] = len(self.series)
             self.series.append(PseudoUid(series))
             self.series_study.append(s)
         return s, e, p
 
-    def describe(self, modalities: Mapping[str, str]) -> None:
-        """Take in the modality, by UID, of the series that have come since the last call."""
+    def describe(self, shown: Mapping[str, Shows]) -> None:
+        """Take in what those series show, by UID, that have come since the last call."""
         for number in range(self.described, len(self.series)):
-            study = self.series_study[number]
-            self.study_modalities[study] |= {modalities.get(self.series[number], "")} - UNTOLD
+            study, new = self.series_study[number], shown.get(self.series[number], NOT_TOLD)
+            before = self.study_shows[study]
+            modality = joined((before.modality, "" if new.modality in UNTOLD else new.modality))
+            self.study_shows[study] = Shows(modality, joined((before.region, new.region)))
         self.described = len(self.series)
 
 
@@ -140,28 +142,27 @@ class Resident:
         return np.array(self.names.study_patient[: len(self.study_count)], dtype=np.int64)
 
     @cached_property
-    def _of_modalities(self) -> dict[frozenset[str], NDArray[np.bool_]]:
-        """Studies with each set of modalities, bool [studies]."""
-        mine = self.names.study_modalities[: len(self.study_count)]
+    def _by_what_they_show(self) -> dict[Shows, NDArray[np.bool_]]:
+        """Studies that show the same, bool [studies]."""
+        mine = self.names.study_shows[: len(self.study_count)]
         kinds = {kind: i for i, kind in enumerate(dict.fromkeys(mine))}
         numbers = np.fromiter((kinds[kind] for kind in mine), dtype=np.int64, count=len(mine))
         return {kind: numbers == i for kind, i in kinds.items()}
 
-    def of_other_modality(self, modality: str) -> NDArray[np.bool_]:
-        """Studies whose headers name other modalities than ``modality`` ("CT", "CT/MR"), bool [studies].
+    def unlike(self, shows: Shows) -> NDArray[np.bool_]:
+        """Studies whose headers name other modalities, or other regions of the body, than ``shows``; bool [studies].
 
         None where either is not told.
         """
         found = np.zeros(len(self.study_count), dtype=bool)
-        if asked := frozenset(modality.split("/")) - UNTOLD:
-            for kind, mine in self._of_modalities.items():
-                if kind and not asked & kind:
-                    found |= mine
+        for kind, mine in self._by_what_they_show.items():
+            if shows.outside([kind]):
+                found |= mine
         return found
 
-    def modality_of(self, study: int) -> str:
-        """Modality of a study's indexed series, several as "CT/MR"; "" where none is told."""
-        return "/".join(sorted(self.names.study_modalities[study]))
+    def shows(self, study: int) -> Shows:
+        """Modality and region of a study's indexed series."""
+        return self.names.study_shows[study]
 
     def patients_in(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Numbers of the patients that ``mask`` leaves open, ascending."""
@@ -241,7 +242,7 @@ def _load(store: VectorStore, previous: Resident | None) -> Resident:
             .order_by(v.id)
         )
         parts = [_columns(previous.names, rows) for rows in c.execute(query).partitions(ROWS_AT_ONCE)]
-        previous.names.describe(_modalities(c, previous.names.series[previous.names.described :]))
+        previous.names.describe(_shown(c, previous.names.series[previous.names.described :]))
         named = {
             row.id: SegmentFile(row.name, row.n, row.dim, row.sha256, row.model_id)
             for row in c.execute(select(segments).where(s.model_id == store.model_id))
@@ -275,12 +276,14 @@ def _columns(names: Names, rows: Sequence[Row[Any]]) -> tuple[NDArray[Any], ...]
     return where, ids, codes, z
 
 
-def _modalities(c: Connection, uids: Sequence[PseudoUid]) -> dict[str, str]:
-    """Modality of each series that the catalogue knows."""
-    found: dict[str, str] = {}
+def _shown(c: Connection, uids: Sequence[PseudoUid]) -> dict[str, Shows]:
+    """What each series that the catalogue knows shows, as it and its study are described."""
+    found: dict[str, Shows] = {}
+    e, s = series_table.c, studies.c
+    query = select(e.uid, e.modality, e.description, s.description.label("study")).join(studies, e.study_id == s.id)
     for start in range(0, len(uids), SERIES_AT_ONCE):
-        asked = series_table.c.uid.in_(uids[start : start + SERIES_AT_ONCE])
-        found.update((r.uid, r.modality) for r in c.execute(select(series_table).where(asked)))
+        for r in c.execute(query.where(e.uid.in_(uids[start : start + SERIES_AT_ONCE]))):
+            found[r.uid] = Shows(r.modality, described_region(r.description or "", r.study or ""))
     return found
 
 

@@ -33,7 +33,7 @@ STALE_SHARE = 0.05  # patients that may have come since, before a large referenc
 LARGE = 100  # patients from which a reference may be that old
 BUCKETS = (1, 2, 4, 8, 16, 32)  # slices of a probe: few slices give noisier distances, so like is compared with like
 CACHES = "reference-*.json"  # one a model
-SCORING = 2  # of ``ranking``: distances by another rule are computed again
+SCORING = 3  # of ``ranking``: distances by another rule are computed again
 
 
 class Reference(NamedTuple):
@@ -182,7 +182,7 @@ def _probe(now: Resident, study: int, slices: int) -> Probe:
     rows = rows[np.lexsort((rows, np.nan_to_num(now.z[rows], nan=0.0)))]
     if len(rows) > slices:
         rows = rows[((np.arange(slices) + 0.5) * len(rows) / slices).astype(np.int64)]
-    return Probe(now.matrix[rows], now.z[rows], now.modality_of(study))
+    return Probe(now.matrix[rows], now.z[rows], now.shows(study))
 
 
 def _shuffled(name: str) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dicomnode.domain import ModelId
+from dicomnode.domain import ModelId, Shows
 from dicomnode.errors import PackError
 
 FORMAT = 1
@@ -114,6 +114,13 @@ class Manifest:
             if values and all(isinstance(v, int | float) and 0 <= v <= 1 for v in values):
                 found[name] = sum(values) / len(values)
         return found
+
+    @property
+    def taught(self) -> tuple[Shows, ...]:
+        """What the training images showed (``about["taught"]``: modality and region); empty where it is not said."""
+        said = self.about.get("taught")
+        entries = [s for s in said if isinstance(s, Mapping)] if isinstance(said, list) else []
+        return tuple(Shows(str(s.get("modality", "")), str(s.get("region", ""))) for s in entries)
 
     def as_json(self) -> dict[str, Any]:
         """The object that ``manifest.json`` holds."""

@@ -91,6 +91,7 @@ class Texts:
     listed_below: str
     no_case_listed: str
     other_modality: str
+    untaught: str
     below_threshold: str
     below_threshold_short: str
     rank: str
@@ -139,6 +140,7 @@ ENGLISH = Texts(
     listed_below="The nearest cases are listed all the same, each marked as below threshold.",
     no_case_listed="No case is listed.",
     other_modality="Caution: this study is {modality}, and none of the cases listed is.",
+    untaught="Caution: the model learnt from {taught} and was never measured on images like these: {shows}.",
     below_threshold="Below threshold: nearest case, not shown to be similar.",
     below_threshold_short="below threshold",
     rank="{rank} of {total}",
@@ -187,6 +189,7 @@ SPANISH = Texts(
     listed_below="Aun así se muestran los casos más próximos, marcados cada uno como por debajo del umbral.",
     no_case_listed="No se muestra ningún caso.",
     other_modality="Atención: este estudio es {modality} y ninguno de los casos mostrados lo es.",
+    untaught="Atención: el modelo aprendió de {taught} y nunca se midió con imágenes como estas: {shows}.",
     below_threshold="Por debajo del umbral (below threshold): caso más próximo, sin similitud demostrada.",
     below_threshold_short="por debajo del umbral",
     rank="{rank} de {total}",

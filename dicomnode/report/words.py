@@ -35,9 +35,13 @@ def verdict_sentence(answer: Answer, t: Texts) -> str:
     )
     if not answer.cases:
         return f"{first} {t.no_case_listed}"
+    rest = [t.listed_below] if verdict.kind in BELOW_THRESHOLD else []
     if answer.other_modality:
-        return f"{first} {t.other_modality.format(modality=clean_text(answer.other_modality))}"
-    return f"{first} {t.listed_below}" if verdict.kind in BELOW_THRESHOLD else first
+        rest = [t.other_modality.format(modality=clean_text(answer.other_modality))]
+    if answer.untaught is not None:
+        said = answer.untaught.words(language)
+        rest.append(t.untaught.format(**{name: clean_text(words) for name, words in said.items()}))
+    return " ".join((first, *rest))
 
 
 def case_link(link: str, rank: int) -> str:

@@ -78,7 +78,7 @@ class Pages:
                 cases=cases_searched(answer.searched, language),
                 few=f"{reason}; " if reason else "",
             ),
-            caution=text["other_modality"].format(modality=answer.other_modality) if answer.other_modality else "",
+            caution=_caution(answer, language),
             reason=reason if kind is VerdictKind.NOT_SEARCHABLE else "",
             below=kind is not VerdictKind.SIMILAR,
             cases=[_case(c, answer.calibrated, language) for c in answer.cases],
@@ -116,6 +116,15 @@ def best_instance(answer: Answer, rank: int) -> str | None:
         if case.rank == rank and case.matches:
             return max(case.matches, key=lambda m: m.similarity).instance
     return None
+
+
+def _caution(answer: Answer, language: Language) -> str:
+    text, said = TEXTS[language], []
+    if answer.other_modality:
+        said.append(text["other_modality"].format(modality=answer.other_modality))
+    if answer.untaught is not None:
+        said.append(text["untaught"].format(**answer.untaught.words(language)))
+    return " ".join(said)
 
 
 def _case(case: Case, calibrated: bool, language: Language) -> CaseView:

@@ -101,7 +101,7 @@ class Graphs:
                 vectors=np.ascontiguousarray(result.vectors),
                 patient=result.patient,
                 study=result.study,
-                modality=str(result.answer.query.get("modality", "")),
+                shows=result.answer.shows,
                 model_id=result.answer.model_id,
             )
         else:
@@ -126,7 +126,7 @@ class Graphs:
             vectors=np.ascontiguousarray(now.matrix[kept]),
             patient=start.patient,
             study=start.study,
-            modality=now.modality_of(self._number(now, start.study) or 0),
+            shows=now.shows(self._number(now, start.study) or 0),
         )
 
     def _allowed(self, ask: GraphAsk) -> set[PseudoUid] | None:
@@ -183,7 +183,7 @@ class Graphs:
     def _centre(self, result: OpenResult, start: CaseRow | None) -> dict[str, Any]:
         centre: dict[str, Any] = {"rank": 0, "similarity": 1.0, "distance": 0.0, "angle": 0.0}
         if start is None:
-            modality = str(result.answer.query.get("modality", ""))
+            modality = result.answer.shows.modality
             return {
                 "id": QUERY,
                 **centre,

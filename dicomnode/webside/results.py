@@ -96,6 +96,7 @@ class Results:
             "query": {
                 "modality": str(answer.query.get("modality", "")),
                 "slices": int(answer.query.get("slices", 0)),
+                "untaught": None if answer.untaught is None else answer.untaught.as_json(),
             },
             "model_id": answer.model_id,
             "explains": self._explains(answer.model_id),

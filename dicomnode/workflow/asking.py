@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicomnode.archive.records import modalities_among, read_record
+from dicomnode.archive.records import read_record, said_of_study
 from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import (
     Answer,
@@ -25,6 +25,7 @@ from dicomnode.domain import (
     OriginalUid,
     Pseudonym,
     PseudoUid,
+    Shows,
     SliceRef,
     Verdict,
     VerdictKind,
@@ -218,16 +219,16 @@ def embed(ctx: Context, inputs: Inputs, cleaned: Cleaned) -> Question:
     found = ctx.embedder.embed_study(cleaned.files)
     patient = ctx.vault.pseudonym_for(*inputs.identity, create=False)
     study = ctx.vault.uid(inputs.study_uid)
-    modality = modalities_among((r for _, r in records.values()), {s.instance_uid for s in found.slices})
-    said = {"kind": "study", "modality": modality, "slices": len(found.slices)}
-    said["series"] = [c.why for c in found.choices]
+    embedded = {s.instance_uid for s in found.slices}
+    said = {"kind": "study", **said_of_study([r for _, r in records.values()], embedded, ctx.embedder.taught)}
+    said |= {"slices": len(found.slices), "series": [c.why for c in found.choices]}
     slices = _slices(found, study, patient)
     query = QueryStudy(
         slices=slices,
         vectors=np.asarray(found.vectors),
         patient=patient,
         study=study,
-        modality=modality,
+        shows=Shows(str(said["modality"]), str(said["region"])),
         model_id=found.model_id,
     )
     files = tuple(records[s.instance_uid][0] for s in found.slices)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # every process of the node needs the folders, only a worker 
     from dicomnode.deid.pool import DeidTask
     from dicomnode.deid.result import DeidResult
     from dicomnode.deid.vault import Vault
-    from dicomnode.domain import Answer, ModelId, OriginalUid, Pseudonym, PseudoUid, SliceRef
+    from dicomnode.domain import Answer, ModelId, OriginalUid, Pseudonym, PseudoUid, Shows, SliceRef
     from dicomnode.errors import DicomnodeError
     from dicomnode.index.cases import QueryStudy
     from dicomnode.index.takeover import Source
@@ -49,6 +49,9 @@ class EmbedPort(Protocol):
 
     @property
     def model_id(self) -> ModelId: ...
+
+    @property
+    def taught(self) -> tuple[Shows, ...]: ...
 
     def embed_study(self, paths: Sequence[Path], see: See | None = None, *, gated: bool = True) -> StudyEmbedding: ...
 

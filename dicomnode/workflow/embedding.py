@@ -8,17 +8,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dicomnode.domain import ModelId
+from dicomnode.domain import ModelId, Shows
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.gate import Seen, fitted
 from dicomnode.models.study import See, StudyEmbedding, embed_study
 
 
 class StudyEmbedder:
-    """``EmbedPort`` over networks that are loaded when they are first needed, behind the input gate."""
+    """``EmbedPort`` over networks that are loaded when they are first needed, behind the input gate.
 
-    def __init__(self, model_id: ModelId, load: Callable[[], Embedder]) -> None:
+    ``taught``: what the model's training images showed, nothing where its pack does not say.
+    """
+
+    def __init__(self, model_id: ModelId, load: Callable[[], Embedder], taught: tuple[Shows, ...] = ()) -> None:
         self.model_id = model_id
+        self.taught = taught
         self._load = load
 
     def embed_study(self, paths: Sequence[Path], see: See | None = None, *, gated: bool = True) -> StudyEmbedding:

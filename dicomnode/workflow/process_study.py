@@ -21,11 +21,11 @@ import structlog
 from dicomnode.archive.answers import PENDING, QuerySlice, StoredAnswer
 from dicomnode.archive.catalogue import StoredInstance
 from dicomnode.archive.objects import sha256_of, sync_folder
-from dicomnode.archive.records import InstanceRecord, modalities_among, read_record
+from dicomnode.archive.records import InstanceRecord, read_record, said_of_study
 from dicomnode.deid.by_hand import ByHand
 from dicomnode.deid.faces import Face
 from dicomnode.deid.pool import DeidTask
-from dicomnode.domain import Answer, ModelId, OriginalUid, Pseudonym, PseudoUid, SliceRef, Verdict, VerdictKind
+from dicomnode.domain import Answer, ModelId, OriginalUid, Pseudonym, PseudoUid, Shows, SliceRef, Verdict, VerdictKind
 from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull
 from dicomnode.index.cases import QueryStudy
 from dicomnode.scp.records import Job
@@ -273,15 +273,15 @@ def _compute(
         kept = [s for s in ctx.answers.slices(earlier.id) if s.instance_uid not in new]
         slices = [*slices, *(SliceRef(s.instance_uid, PseudoUid(""), study, patient, s.frame, s.z) for s in kept)]
         vectors = np.concatenate([vectors, *(s.vector[None] for s in kept)]) if kept else vectors
-    modality = modalities_among((r for _, r in records), {s.instance for s in slices})
-    said = {"modality": modality, "slices": len(slices), "series": [c["why"] for c in choices["chosen"]]}
+    said = said_of_study([r for _, r in records], {s.instance for s in slices}, ctx.embedder.taught)
+    said |= {"slices": len(slices), "series": [c["why"] for c in choices["chosen"]]}
     if len(slices):
         query = QueryStudy(
             slices=tuple(slices),
             vectors=vectors,
             patient=patient,
             study=study,
-            modality=modality,
+            shows=Shows(said["modality"], said["region"]),
             model_id=ModelId(choices["model_id"]),
         )
         found = ctx.retriever.retrieve(query, ctx.policy.k)

@@ -126,7 +126,7 @@ class RepositoryQueries:
             vectors=now.matrix[kept],
             patient=found.patient,
             study=found.study,
-            modality=now.modality_of(number),
+            shows=now.shows(number),
             model_id=index.store.model_id,
         )
         return found.instance, study
@@ -145,7 +145,7 @@ class RepositoryQueries:
             vectors=np.stack([s.vector for s in slices]),
             patient=answer.patient,
             study=answer.study_uid,
-            modality=str(answer.answer.query.get("modality", "")),
+            shows=answer.answer.shows,
             model_id=answer.model_id,
         )
         return known, study

@@ -53,6 +53,7 @@ def catalogue(
     refs: Sequence[SliceRef],
     *,
     modality: str = "CT",
+    described: str | None = None,
     status: str = "unknown",
     coded: Sequence[Finding] = (),
 ) -> None:
@@ -66,7 +67,8 @@ def catalogue(
         values = {"uid": first.study, "patient_id": patient_id, "modality": modality, "source": "labels"}
         row = insert(studies).values(**values, status=status, created=now).returning(studies.c.id)
         study_id = c.execute(row).scalar_one()
-        row = insert(series).values(uid=first.series, study_id=study_id, modality=modality).returning(series.c.id)
+        row = insert(series).values(uid=first.series, study_id=study_id, modality=modality, description=described)
+        row = row.returning(series.c.id)
         series_id = c.execute(row).scalar_one()
         stored = {"series_id": series_id, "sop_class": "1.2", "transfer_syntax": "1.2", "path": "p", "sha256": "0"}
         c.execute(insert(instances), [{**stored, "uid": r.instance, "bytes": 1} for r in refs])

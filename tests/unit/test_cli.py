@@ -39,11 +39,13 @@ from dicomnode.domain import (
     Pseudonym,
     PseudoUid,
     Role,
+    Shows,
     Verdict,
     VerdictKind,
 )
 from dicomnode.errors import InputError
 from dicomnode.models.embedder import Embedder
+from dicomnode.models.manifest import read_manifest
 from dicomnode.models.packing import CARD_SECTIONS
 from dicomnode.node import Node, packs_folder
 from dicomnode.testing import free_port, sample_repository, sample_study, write_study
@@ -403,6 +405,16 @@ class TestJson:
         assert first == "similar (p = 0.400): as near; 22 cases searched"
         assert more == (["Caution: this study is MR, and none of the cases listed is."] if cautioned else [])
 
+    def test_query_says_where_the_model_learnt_from_nothing_like_the_study(self):
+        one = Case(1, 0.9, Pseudonym("P1"), PseudoUid("2.25.1"), PseudoUid("2.25.2"), "MR", FindingStatus.NONE, (), ())
+        beyond = {"taught": [{"modality": "CT", "region": "CHEST"}], "shows": {"modality": "MR", "region": "HEAD"}}
+        asked = {"modality": "MR", "untaught": beyond}
+        found = Answer(asked, ModelId("m"), Verdict(VerdictKind.SIMILAR, 0.4, "as near"), (one,), 22)
+        assert verdict_lines(found)[1:] == [
+            "Caution: the model learnt from CT (chest) and was never measured on MR (head)."
+        ]
+        assert Answer.from_json(found.as_json()).untaught == found.untaught
+
     def test_query_for_people(self, repository, tmp_path):
         slice_picture().save(tmp_path / "a.png")
         done = repository.run("query", tmp_path / "a.png")
@@ -486,7 +498,10 @@ class TestJson:
         (tmp_path / "card.md").write_text("".join(f"## {section}\n\nof a test\n\n" for section in CARD_SECTIONS))
         packing = ("models", "pack", tmp_path / "bands.pt2", "--name", "bands", "--dim", "8", "--card")
         assert repository.run(*packing, tmp_path / "absent.md").code == 2
-        made = repository.run(*packing, tmp_path / "card.md", "--json").json()
+        wrong = repository.run(*packing, tmp_path / "card.md", "--taught", "CT:KNEECAP").error()
+        assert "'CT:KNEECAP' is not MODALITY:REGION" in wrong and "LIMB" in wrong
+        made = repository.run(*packing, tmp_path / "card.md", "--taught", "ct:chest", "--taught", "MR", "--json").json()
+        assert read_manifest(Path(made["path"])).taught == (Shows("CT", "CHEST"), Shows("MR"))
         assert "nothing is overwritten" in repository.run(*packing, tmp_path / "card.md").error()
         states = {p["name"]: p["state"] for p in repository.run("models", "list", "--json").json()["packs"]}
         assert states == {"bands": "none", "cenet-xception": "active"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from index_samples import DIM, MODEL, Clusters, add_series, catalogue, exclude, fill, open_index, slices, unit
 
-from dicomnode.domain import Answer, Finding, FindingStatus, ModelId, Pseudonym, PseudoUid, VerdictKind
+from dicomnode.domain import Answer, Finding, FindingStatus, ModelId, Pseudonym, PseudoUid, Shows, VerdictKind
 from dicomnode.errors import InputError, ModelMismatch
 from dicomnode.index import ranking
 from dicomnode.index.cases import QueryStudy
@@ -43,7 +43,7 @@ def ask(
         vectors=vectors,
         patient=None if patient is None else Pseudonym(patient),
         study=None if study is None else PseudoUid(study),
-        modality="CT",
+        shows=Shows("CT"),
     )
     return index.retriever.retrieve(query, k, **options)
 
@@ -269,5 +269,40 @@ class TestAnotherModality:
         assert one.modality == "CT/MR"
 
 
-def ask_as(index: VectorIndex, vectors: np.ndarray, modality: str, k: int = 10) -> Answer:
-    return index.retriever.retrieve(QueryStudy(slices("q", "2.25.7", len(vectors)), vectors, modality=modality), k)
+class TestAnotherRegion:
+    """A head is not compared with a chest as with another head, where descriptions tell them apart."""
+
+    def test_its_studies_count_half_and_come_after_those_of_the_same(self, index: VectorIndex) -> None:
+        put(index, "head", "2.25.1", around(axis(0), 6, 2), described="AX Brain 5mm")
+        put(index, "chest", "2.25.2", around(axis(0) + 0.8 * axis(1), 6, 1), described="TÓRAX 1.25")
+        vectors = around(axis(0), 6, 3)
+        as_chest, as_head = (ask_as(index, vectors, "CT", region=region) for region in ("CHEST", "HEAD"))
+        assert [c.subject for c in as_chest.cases] == ["chest", "head"]
+        assert [c.subject for c in as_head.cases] == ["head", "chest"]
+        assert as_chest.cases[1].similarity == pytest.approx(as_head.cases[0].similarity / 2, abs=1e-5)
+
+    @pytest.mark.parametrize(
+        ("asked", "described"),
+        [("", "AX Brain"), ("HEAD", "5.0 B31f"), ("HEAD", None), ("ABDOMEN/CHEST", "Thorax"), ("CHEST", "chest abd")],
+    )
+    def test_where_it_is_not_told_or_shared_nothing_is_held_against_it(self, index, asked, described) -> None:
+        put(index, "p", "2.25.1", around(axis(0), 6, 1), described=described)
+        vectors = around(axis(0), 6, 2)
+        alike = ask_as(index, vectors, "CT", region=asked).cases[0].similarity
+        assert alike == ask_as(index, vectors, "CT").cases[0].similarity > 0.8
+
+    def test_another_modality_and_another_region_are_no_worse_than_one_of_them(self, index: VectorIndex) -> None:
+        put(index, "p", "2.25.1", around(axis(0), 6, 1), modality="MR", described="brain")
+        vectors = around(axis(0), 6, 2)
+        both, one = ask_as(index, vectors, "CT", region="CHEST"), ask_as(index, vectors, "CT")
+        assert both.cases[0].similarity == one.cases[0].similarity
+
+    def test_the_answer_says_what_was_asked(self, index: VectorIndex) -> None:
+        put(index, "p", "2.25.1", around(axis(0), 6, 1))
+        found = ask_as(index, around(axis(0), 6, 2), "CT", region="CHEST")
+        assert found.shows == Shows("CT", "CHEST")
+
+
+def ask_as(index: VectorIndex, vectors: np.ndarray, modality: str, k: int = 10, region: str = "") -> Answer:
+    query = QueryStudy(slices("q", "2.25.7", len(vectors)), vectors, shows=Shows(modality, region))
+    return index.retriever.retrieve(query, k)

@@ -21,6 +21,8 @@ from dicomnode.domain import (
     OriginalUid,
     Pseudonym,
     PseudoUid,
+    Shows,
+    Untaught,
     Verdict,
     VerdictKind,
     too_few,
@@ -277,6 +279,22 @@ def test_a_repository_that_is_too_small_tells_patients_from_cases(
     small = Verdict(VerdictKind.REPOSITORY_TOO_SMALL, reason=too_few(patients))
     answer = replace(tiles(1).answer, verdict=small, searched=searched)
     assert said in verdict_sentence(answer, texts(language))
+
+
+@pytest.mark.parametrize("kind", [VerdictKind.SIMILAR, VerdictKind.NONE, VerdictKind.REPOSITORY_TOO_SMALL])
+def test_a_model_that_learnt_from_nothing_like_the_study_is_said(kind: VerdictKind) -> None:
+    answer = tiles(2).answer
+    beyond = Untaught((Shows("CT", "CHEST"),), Shows("MR", "ABDOMEN/HEAD")).as_json()
+    answer = replace(answer, query={"modality": "MR", "untaught": beyond}, verdict=Verdict(kind))
+    assert verdict_sentence(answer, texts(Language.EN)).endswith(
+        " Caution: the model learnt from CT (chest) and was never measured on images like these: "
+        "MR (abdomen and pelvis, head)."
+    )
+    assert verdict_sentence(answer, texts(Language.ES)).endswith(
+        " Atención: el modelo aprendió de CT (tórax) y nunca se midió con imágenes como estas: "
+        "MR (abdomen y pelvis, cabeza)."
+    )
+    assert "Caution" not in verdict_sentence(replace(answer, cases=(), query=answer.query), texts(Language.EN))
 
 
 @pytest.mark.parametrize(("asked", "found", "said"), [("MR", "CT", True), ("CT", "CT", False), ("", "CT", False)])

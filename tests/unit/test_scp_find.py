@@ -410,9 +410,7 @@ def ranked(here: Here, n: int, k: int, allow=None) -> list[tuple]:
     now = here.index.searcher.refresh()
     rows = now.rows_of(now.names.study_of[here.study(n)])
     refs = slices(patient(n), here.study(n), 4)
-    query = QueryStudy(
-        refs, now.matrix[rows], patient(n), here.study(n), now.modality_of(now.names.study_of[here.study(n)])
-    )
+    query = QueryStudy(refs, now.matrix[rows], patient(n), here.study(n), now.shows(now.names.study_of[here.study(n)]))
     cases = here.index.retriever.retrieve(query, k, allow=allow).cases
     return [(c.study_uid, c.matches[0].instance, c.similarity, c.rank) for c in cases]
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from workflow_samples import files, page_picture, pages_in_ct, rows, slice_picture
 
-from dicomnode.domain import VerdictKind
+from dicomnode.domain import Shows, Untaught, VerdictKind
 from dicomnode.errors import InputError, QuarantineError, UsageError
 from dicomnode.node import Node
 from dicomnode.testing import sample_repository, sample_study, write_study
@@ -42,6 +42,30 @@ def test_a_folder_with_a_study_is_answered(node, tmp_path):
     assert (answer.query["kind"], answer.query["modality"], answer.query["slices"]) == ("study", "CT", 2)
     assert answer.searched == CASES
     assert images[0].StudyInstanceUID not in str(answer.as_json())
+
+
+@pytest.mark.parametrize(
+    ("modality", "series", "study", "body_part", "region", "shows"),
+    [
+        ("CT", "Thorax axial", "", "CHEST", "CHEST", None),
+        ("CT", "5 mm", "", "", "", None),
+        ("CT", "Chest and abdomen", "", "", "ABDOMEN/CHEST", None),
+        ("CT", "Brain axial", "Chest", "CHEST", "HEAD", Shows("CT", "HEAD")),
+        ("CT", "5 mm", "", "BRAIN", "", Shows("CT", "HEAD")),
+        ("MR", "T2 axial", "", "", "", Shows("MR")),
+    ],
+)
+def test_it_is_told_where_the_model_learnt_from_nothing_like_it(
+    node, tmp_path, modality, series, study, body_part, region, shows
+):
+    said = {"SeriesDescription": series, "StudyDescription": study, "BodyPartExamined": body_part}
+    whose = {"patient_id": "ASKING", "name": "Asking^Anna"}  # no words of the name are among those of the region
+    write_study(sample_study(2, matrix=64, seed=60, modality=modality, **whose, **said), tmp_path)
+    answer = ask(node.context, tmp_path, 3)
+    assert answer.shows == Shows(modality, region)
+    assert answer.untaught == (None if shows is None else Untaught((Shows("CT", "CHEST"),), shows))
+    halved = 0.5 if shows is not None and (modality == "MR" or region) else 1.0
+    assert answer.cases[0].similarity <= halved
 
 
 def test_one_image_of_a_study_is_answered(node, tmp_path):

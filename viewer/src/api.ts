@@ -21,6 +21,12 @@ export interface Finding {
   source?: string;
 }
 
+/** What images show, as headers say; several as "ABDOMEN/CHEST". */
+export interface Shown {
+  modality: string;
+  region: string;
+}
+
 export interface Result {
   id: string;
   kind: 'answer' | 'upload';
@@ -31,7 +37,7 @@ export interface Result {
   calibrated: boolean;
   searched: number;
   k: number;
-  query: { modality: string; slices: number };
+  query: { modality: string; slices: number; untaught: { taught: Shown[]; shows: Shown } | null };
   model_id: string;
   /** Whether `why` can answer. */
   explains: boolean;

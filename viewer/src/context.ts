@@ -1,8 +1,8 @@
 /* What the panels share: the data on show, and what they may ask for. */
 
-import type { Api, CaseDetail, Finding, Graph, GraphNode, Result, Session, Status, Verdict } from './api';
+import type { Api, CaseDetail, Finding, Graph, GraphNode, Result, Session, Shown, Status, Verdict } from './api';
 import type { Key } from './i18n';
-import { similarity, t, tn } from './i18n';
+import { has, similarity, t, tn } from './i18n';
 import { reason as reasonWords } from './i18n/reasons';
 import type { Store, View } from './state';
 import type { Thumbnails } from './thumbnails';
@@ -114,9 +114,22 @@ function tooFew(data: Data, searched: number): { few: string; cases: string } {
   return { few: said ? `${reasonWords(said)}; ` : '', cases: tn('why.cases', searched) };
 }
 
-/** Where cases are called similar and none of them is of the modality of the study in question: that, said. */
+/** Where cases are called similar and none of them is of the modality of the study in question, or where the model
+ * learnt from nothing like it: that, said. */
 function caution(data: Data): string {
-  const modality = data.result?.query.modality ?? '';
-  if (data.verdict !== 'similar' || !modality || data.cases.some((node) => node.modality === modality)) return '';
-  return ` ${t('why.other_modality', { modality })}`;
+  const { modality = '', untaught = null } = data.result?.query ?? {};
+  const asked = modality.split('/');
+  const same = !modality || data.cases.some((node) => node.modality.split('/').some((one) => asked.includes(one)));
+  const other = data.verdict === 'similar' && !same ? ` ${t('why.other_modality', { modality })}` : '';
+  if (!untaught) return other;
+  const taught = untaught.taught.map(shownWords).join(', ');
+  return `${other} ${t('why.untaught', { taught, shows: shownWords(untaught.shows) })}`;
+}
+
+/** What images show: "CT (chest)". */
+function shownWords({ modality, region }: Shown): string {
+  const regions = region.split('/').filter(Boolean);
+  const wordOf = (one: string, key = `region.${one}`) => (has(key) ? t(key) : one);
+  const named = regions.map((one) => wordOf(one)).join(', ');
+  return [modality, named && `(${named})`].filter(Boolean).join(' ');
 }

@@ -10,7 +10,7 @@ afterAll(() => vi.unstubAllGlobals());
 test('a repository that is too small tells its patients and the cases that were searched', () => {
   const data = new Data();
   const reason = '12 patients in the repository; a statement needs 20';
-  const nodes = [{ rank: 0 }, { rank: 1 }] as GraphNode[];
+  const nodes = [{ rank: 0 }, { rank: 1, modality: 'CT' }] as GraphNode[];
   data.result = {
     verdict: 'repository-too-small',
     reason,
@@ -26,6 +26,23 @@ test('a repository that is too small tells its patients and the cases that were 
   expect(verdictWords(data, '')?.why).toMatch(
     /^12 pacientes en el repositorio; una afirmación requiere 20; 22 casos examinados\. Por eso /,
   );
+});
+
+test('where the model learnt from nothing like the study, that is said in every verdict', () => {
+  const data = new Data();
+  const untaught = { taught: [{ modality: 'CT', region: 'CHEST' }], shows: { modality: 'MR', region: 'ABDOMEN/TOE' } };
+  const nodes = [{ rank: 0 }, { rank: 1, modality: 'CT/MR' }] as GraphNode[];
+  for (const verdict of ['similar', 'none'] as const) {
+    data.result = { verdict, searched: 22, k: 1, query: { modality: 'MR', slices: 1, untaught } } as Result;
+    data.graph = { verdict, searched: 22, nodes } as Graph;
+    setLanguage('en');
+    expect(verdictWords(data, '')?.why).toMatch(
+      /\. Caution: the model learnt from CT \(chest\) and was never measured on images like these: MR \(abdomen and pelvis, TOE\)\.$/,
+    );
+    expect(verdictWords(data, '')?.why).not.toContain('none of the cases');
+    setLanguage('es');
+    expect(verdictWords(data, '')?.why).toContain('CT (tórax)');
+  }
 });
 
 test('of a plain picture it is not said that cases of its patient are left out', () => {

@@ -46,6 +46,7 @@ INTENDED_USE = (
     "Finding similar chest-CT slices in a repository for research and teaching. Not for diagnosis: the vector is no"
     " classifier, and a list of similar cases says nothing about a patient by itself."
 )
+TAUGHT = ({"modality": "CT", "region": "CHEST"},)  # what the images of DATA show
 DATA = (
     {"name": "COVID-CT (UCSD), official train split", "terms": "research use; no licence file upstream"},
     {"name": "ct-lung-seg, all volumes but 3, 6, 10, 12, 15", "terms": "research use"},
@@ -146,6 +147,7 @@ def build_pack(options: BuildOptions) -> Pack:
     data, licence = terms_of(cenet.config.encoder, began.get("encoder_weights"))
     about: dict[str, Any] = {
         "data": data,
+        "taught": [dict(t) for t in TAUGHT],
         "licence": licence,
         "intended_use": INTENDED_USE,
         "training": {**identity, "epochs_done": epochs, "commands": list(options.commands)},

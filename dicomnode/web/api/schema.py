@@ -16,11 +16,26 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Shown(Shape):
+    """What images show, as headers say; several as "ABDOMEN/CHEST", "" where it is not told."""
+
+    modality: str
+    region: str
+
+
+class BeyondTaught(Shape):
+    """A query beyond what its model was taught."""
+
+    taught: list[Shown]
+    shows: Shown
+
+
 class QuerySaid(Shape):
     """What is said of a query: nothing that identifies it."""
 
     modality: str
     slices: int
+    untaught: BeyondTaught | None = Field(description="Where the model learnt from nothing like the query.")
 
 
 Dice = Annotated[float | None, Field(ge=0, le=1)]

@@ -16,6 +16,14 @@ export const en = {
   'why.similar':
     'Ranked by the likeness of their images among {searched} cases that were searched. The nearest lie about as near as the cases of this repository lie to each other.',
   'why.other_modality': 'Caution: this study is {modality}, and none of the cases shown is.',
+  'why.untaught': 'Caution: the model learnt from {taught} and was never measured on images like these: {shows}.',
+  'region.HEAD': 'head',
+  'region.NECK': 'neck',
+  'region.CHEST': 'chest',
+  'region.ABDOMEN': 'abdomen and pelvis',
+  'region.SPINE': 'spine',
+  'region.BREAST': 'breast',
+  'region.LIMB': 'limb',
   'why.none':
     '{searched} cases were searched. The image lies farther from its nearest case than nearly all cases here lie from theirs. The nearest are shown so that you can judge for yourself.',
   'why.repository-too-small':

@@ -18,6 +18,14 @@ export const es: Record<Key, string> = {
   'why.similar':
     'Ordenados por el parecido de sus imágenes entre {searched} casos buscados. Los más próximos están más o menos tan cerca como lo están entre sí los casos de este repositorio.',
   'why.other_modality': 'Atención: este estudio es {modality} y ninguno de los casos mostrados lo es.',
+  'why.untaught': 'Atención: el modelo aprendió de {taught} y nunca se midió con imágenes como estas: {shows}.',
+  'region.HEAD': 'cabeza',
+  'region.NECK': 'cuello',
+  'region.CHEST': 'tórax',
+  'region.ABDOMEN': 'abdomen y pelvis',
+  'region.SPINE': 'columna',
+  'region.BREAST': 'mama',
+  'region.LIMB': 'extremidad',
   'why.none':
     'Se buscó en {searched} casos. La imagen está más lejos de su caso más próximo que casi todos los casos de aquí del suyo. Se muestran los más próximos para que pueda juzgar.',
   'why.repository-too-small':
