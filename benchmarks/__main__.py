@@ -24,6 +24,7 @@ PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Receiving", ("receive.py",)),
     ("Contact sheet and PDF", ("sheet.py",)),
     ("Embedding", ("embed.py",)),
+    ("A step of a training", ("training.py",)),
     ("Index", ("index.py",)),
     ("Search beside others", ("neighbours.py",)),
     ("Viewer", ("viewer.py",)),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dicomnode.errors import EXIT_FAILED, EXIT_USAGE, DicomnodeError
+from dicomnode.models.memory import keep_freed_memory
 from dicomnode.models.threads import wait_passively
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -16,6 +17,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``dicomnode``; exits 0 done, 1 failed or something quarantined, 2 usage."""
     wait_passively()
+    if argv is None and sys.argv[1:2] == ["train"]:  # this process is a training's own
+        keep_freed_memory()
     sys.exit(_run(argv))
 
 
