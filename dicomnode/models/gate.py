@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,6 +44,13 @@ OUTPUTS: Final = (  # of the network, in this order; BLANK and COLOUR are found 
     ImageKind.ULTRASOUND,
     ImageKind.NOISE,
 )
+
+
+NO_MODALITY: Final[frozenset[str]] = frozenset()
+LOOKS_LIKE: Final = {  # pictures that tell no modality
+    ImageKind.RADIOGRAPH: frozenset({"CR", "DX"}),
+    ImageKind.ULTRASOUND: frozenset({"US"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +151,15 @@ class Gate:
             out[row] = e / e.sum()
         return out
 
-    def see(self, images: Floats, *, claimed: bool = False, colours: Sequence[float] = ()) -> tuple[Seen, ...]:
+    def see(
+        self,
+        images: Floats,
+        *,
+        claimed: bool = False,
+        colours: Sequence[float] = (),
+        modality: str = "",
+        taught: Set[str] = frozenset(),
+    ) -> tuple[Seen, ...]:
         """Each image by itself.
 
         Parameters
@@ -152,6 +167,9 @@ class Gate:
         images : float32 [n, 224, 224] in 0..1.
         claimed : their headers call them CT or MR.
         colours : of pictures: the share of pixels with a colour of their own, as ``models.colour`` finds it.
+        modality : of all of them, as their headers say.
+        taught : modalities beside CT and MR that the model was taught: images whose headers name one pass unless
+            they are blank, pictures where they look like one (``LOOKS_LIKE``).
 
         Raises
         ------
@@ -164,13 +182,16 @@ class Gate:
             p_slice = float(p[0])
             if float(image.std()) < FLAT:
                 seen.append(Seen(0.0, False, ImageKind.BLANK))
+            elif claimed and modality in taught:
+                seen.append(Seen(p_slice, True, OUTPUTS[int(p.argmax())]))
             elif colour > MOST_COLOUR:
                 seen.append(Seen(0.0, False, ImageKind.COLOUR))
             elif p_slice >= threshold:
                 seen.append(Seen(p_slice, True, ImageKind.SLICE))
             else:
                 best = 1 + int(p[1:].argmax())
-                seen.append(Seen(p_slice, False, OUTPUTS[best] if p[best] >= NAMED else ImageKind.OTHER))
+                kind = OUTPUTS[best] if p[best] >= NAMED else ImageKind.OTHER
+                seen.append(Seen(p_slice, not claimed and bool(LOOKS_LIKE.get(kind, NO_MODALITY) & taught), kind))
         return tuple(seen)
 
 

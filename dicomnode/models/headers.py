@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -119,10 +119,10 @@ class Read:
     passed: tuple[tuple[str, str, str, int], ...]
 
 
-def read_planes(paths: Iterable[Path], *, gated: bool = True) -> Read:
+def read_planes(paths: Iterable[Path], *, gated: bool = True, taught: Set[str] = frozenset()) -> Read:
     """Every frame of every file; files that hold no image are counted by series and reason.
 
-    ``gated`` False: images of other modalities too.
+    ``gated`` False: images of all modalities; else of CT, MR and those in ``taught``.
     """
     planes: list[Plane] = []
     passed: dict[tuple[str, str, str], int] = {}
@@ -135,7 +135,7 @@ def read_planes(paths: Iterable[Path], *, gated: bool = True) -> Read:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # odd values are judged below; the warning may quote them
                 ds = dcmread(path, stop_before_pixels=True)
-                refusal = _refusal(ds, gated)
+                refusal = _refusal(ds, gated, taught)
                 if refusal is None:
                     planes += _planes(path, ds)
                 else:
@@ -147,14 +147,14 @@ def read_planes(paths: Iterable[Path], *, gated: bool = True) -> Read:
     return Read(tuple(planes), tuple((uid, reason, why, n) for (uid, reason, why), n in passed.items()))
 
 
-def _refusal(ds: Dataset, gated: bool) -> tuple[str, str] | None:
+def _refusal(ds: Dataset, gated: bool, taught: Set[str]) -> tuple[str, str] | None:
     """(reason, why) where the object cannot be embedded."""
-    modality = str(ds.get("Modality") or "").upper()
+    modality = modality_of(ds)
     if not ds.get("Rows") or not ds.get("Columns"):
         return "not-an-image", "the object holds no image"
     if modality in NO_IMAGE_MODALITIES:
         return "unsupported-kind", f"{modality} objects show no image to compare"
-    if gated and modality not in SLICE_MODALITIES:
+    if gated and modality not in SLICE_MODALITIES | taught:
         named = modality if A_MODALITY.fullmatch(modality) else "such"
         return "unsupported-kind", f"{named} objects hold no CT or MR slices"
     types = {str(v).upper() for v in (ds.get("ImageType") or ())}
@@ -168,8 +168,13 @@ def _refusal(ds: Dataset, gated: bool) -> tuple[str, str] | None:
     return None
 
 
-def refusal_of(path: Path) -> str:
-    """Why a DICOM file's headers say that it holds no CT or MR slice; "" where they do not.
+def modality_of(ds: Dataset) -> str:
+    """Modality in capital letters, "" where it is absent."""
+    return str(ds.get("Modality") or "").upper()
+
+
+def claim_of(path: Path, taught: Set[str] = frozenset()) -> tuple[str, str]:
+    """Of a DICOM file's headers: its modality, and why it holds no CT or MR slice nor an image of ``taught``, else "".
 
     Raises
     ------
@@ -178,12 +183,13 @@ def refusal_of(path: Path) -> str:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = _refusal(dcmread(path, stop_before_pixels=True), gated=True)
-    return "" if found is None else found[1]
+        ds = dcmread(path, stop_before_pixels=True)
+        found = _refusal(ds, True, taught)
+    return modality_of(ds), "" if found is None else found[1]
 
 
 def _planes(path: Path, ds: Dataset) -> list[Plane]:
-    modality, description = str(ds.get("Modality") or "").upper(), str(ds.get("SeriesDescription") or "").strip()
+    modality, description = modality_of(ds), str(ds.get("SeriesDescription") or "").strip()
     kernel = _kernel(ds)
     lung = modality == "CT" and bool(LUNG_KERNEL.match(kernel) or LUNG_WORDS.search(description))
     uid = str(ds.get("SeriesInstanceUID") or "")

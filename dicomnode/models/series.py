@@ -10,7 +10,7 @@ ImagePositionPatient along the normal, never by InstanceNumber where geometry ex
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -51,13 +51,14 @@ class KeySlice:
 
 @dataclass(frozen=True, slots=True)
 class SeriesChoice:
-    """A chosen series. ``reason`` is a stable word, ``why`` the sentence for the report."""
+    """A chosen series. ``reason`` is a stable word, ``why`` the sentence for the report, ``modality`` its header's."""
 
     series_uid: PseudoUid
     why: str
     reason: str
     n_instances: int
     key: tuple[KeySlice, ...]
+    modality: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +92,17 @@ _WHY = {
 }
 
 
-def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES, *, gated: bool = True) -> StudyChoice:
+def choose(
+    paths: Iterable[Path], key_slices: int = KEY_SLICES, *, gated: bool = True, taught: Set[str] = frozenset()
+) -> StudyChoice:
     """Choose series and key slices of one study.
 
     Parameters
     ----------
     paths : the study's files, in any order.
     key_slices : slices a series, 16 to 32; a shorter series gives all it has.
-    gated : refuse other modalities and localizers even where the study holds nothing else.
+    gated : refuse other modalities than CT and MR, and localizers, even where the study holds nothing else.
+    taught : modalities that are not refused either.
 
     Returns
     -------
@@ -112,7 +116,7 @@ def choose(paths: Iterable[Path], key_slices: int = KEY_SLICES, *, gated: bool =
     """
     if not KEY_SLICES_MIN <= key_slices <= KEY_SLICES_MAX:
         raise ValueError(f"key_slices must be {KEY_SLICES_MIN} to {KEY_SLICES_MAX}, not {key_slices}")
-    read = read_planes(paths, gated=gated)
+    read = read_planes(paths, gated=gated, taught=taught)
     passed = [Passed(PseudoUid(uid), reason, why, n) for uid, reason, why, n in read.passed]
     by_series: dict[str, list[Plane]] = defaultdict(list)
     for plane in read.planes:
@@ -220,7 +224,7 @@ class _Stack:
             for i in rows
         )
         sentence = f"{self.series.modality or 'Unknown modality'}: {', '.join(details)}."
-        return SeriesChoice(PseudoUid(self.series.uid), sentence, reason, self.n_instances, key)
+        return SeriesChoice(PseudoUid(self.series.uid), sentence, reason, self.n_instances, key, self.series.modality)
 
 
 def _one_a_position(planes: Sequence[Plane]) -> list[Plane]:

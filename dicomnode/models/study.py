@@ -9,7 +9,7 @@ or MR slice.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -45,7 +45,9 @@ class Embeds(Protocol):
 class Sees(Protocol):
     """What is needed of the input gate; see ``dicomnode.models.gate.Gate``."""
 
-    def see(self, images: Floats, *, claimed: bool = False) -> tuple[Seen, ...]:
+    def see(
+        self, images: Floats, *, claimed: bool = False, modality: str = "", taught: Set[str] = frozenset()
+    ) -> tuple[Seen, ...]:
         """float32 [n, 224, 224] -> what each image is, and whether it passes."""
         ...
 
@@ -101,6 +103,7 @@ def embed_study(
     key_slices: int = KEY_SLICES,
     see: See | None = None,
     gate: Sees | None = None,
+    taught: Set[str] = frozenset(),
 ) -> StudyEmbedding:
     """Embed the key slices of one study.
 
@@ -110,6 +113,7 @@ def embed_study(
     key_slices : slices a series, 16 to 32.
     see : called with the picture of each slice that is embedded (``Prepared.picture``).
     gate : judges the key slices together; None: every kind of image passes, by headers and by pixels.
+    taught : modalities beside CT and MR whose images the gate lets pass.
 
     Returns
     -------
@@ -117,11 +121,12 @@ def embed_study(
         Never raises for bad images: they are in ``skipped``, and ``not_searchable`` says where nothing was left.
     """
     began = time.monotonic()
-    chosen = choose(paths, key_slices, gated=gate is not None)
+    chosen = choose(paths, key_slices, gated=gate is not None, taught=taught)
     slices: list[EmbeddedSlice] = []
     skipped: list[SkippedSlice] = []
     notes: dict[str, None] = {}
     prepared_slices: list[Prepared] = []
+    modalities: list[str] = []
     for series in chosen.choices:
         for key in series.key:
             try:
@@ -132,11 +137,12 @@ def embed_study(
             notes.update(dict.fromkeys(prepared.notes))
             slices.append(EmbeddedSlice(key.instance_uid, series.series_uid, key.frame, key.z))
             prepared_slices.append(prepared)
+            modalities.append(series.modality)
     no_search, why_not = chosen.not_searchable, chosen.why_not
     if not slices and no_search is None:
         no_search, why_not = NoSearch.UNREADABLE, _nothing_left(skipped)
     if gate is not None and slices:
-        refused = decide(gate.see(np.stack([p.pixels for p in prepared_slices]), claimed=True))
+        refused = decide(_seen(gate, prepared_slices, modalities, taught))
         if refused is not None:
             no_search, why_not = NoSearch.NO_SLICE, refused.why
             log.info("study_refused", kind=refused.kind.value, slices=refused.of)
@@ -162,6 +168,15 @@ def embed_study(
         no_search,
         why_not,
     )
+
+
+def _seen(gate: Sees, slices: Sequence[Prepared], modalities: Sequence[str], taught: Set[str]) -> list[Seen]:
+    """What the gate says of each slice, modality by modality."""
+    seen: list[Seen] = []
+    for modality in dict.fromkeys(modalities):
+        pixels = [p.pixels for p, its in zip(slices, modalities, strict=True) if its == modality]
+        seen += gate.see(np.stack(pixels), claimed=True, modality=modality, taught=taught)
+    return seen
 
 
 def _nothing_left(skipped: list[SkippedSlice]) -> str:

@@ -53,12 +53,20 @@ class EmbedPort(Protocol):
     @property
     def taught(self) -> tuple[Shows, ...]: ...
 
+    @property
+    def modalities(self) -> frozenset[str]: ...
+
     def embed_study(self, paths: Sequence[Path], see: See | None = None, *, gated: bool = True) -> StudyEmbedding: ...
 
     def embed_images(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
 
     def judge(
-        self, images: npt.NDArray[np.float32], *, claimed: bool = False, colours: Sequence[float] = ()
+        self,
+        images: npt.NDArray[np.float32],
+        *,
+        claimed: bool = False,
+        colours: Sequence[float] = (),
+        modality: str = "",
     ) -> tuple[Seen, ...]: ...
 
 

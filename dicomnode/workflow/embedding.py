@@ -17,12 +17,13 @@ from dicomnode.models.study import See, StudyEmbedding, embed_study
 class StudyEmbedder:
     """``EmbedPort`` over networks that are loaded when they are first needed, behind the input gate.
 
-    ``taught``: what the model's training images showed, nothing where its pack does not say.
+    ``taught``: what the model's training images showed, nothing where its pack does not say; ``modalities``: of these.
     """
 
     def __init__(self, model_id: ModelId, load: Callable[[], Embedder], taught: tuple[Shows, ...] = ()) -> None:
         self.model_id = model_id
         self.taught = taught
+        self.modalities = frozenset(m for shows in taught for m in shows.modality.split("/") if m)
         self._load = load
 
     def embed_study(self, paths: Sequence[Path], see: See | None = None, *, gated: bool = True) -> StudyEmbedding:
@@ -30,14 +31,20 @@ class StudyEmbedder:
 
         ``gated`` False: what the repository holds already, which the input gate leaves alone.
         """
-        return embed_study(paths, self._load(), see=see, gate=fitted() if gated else None)
+        gate = fitted() if gated else None
+        return embed_study(paths, self._load(), see=see, gate=gate, taught=self.modalities)
 
     def embed_images(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """float32 [n, dim] of prepared images float32 [n, 224, 224] in 0..1."""
         return self._load().embed(images)
 
     def judge(
-        self, images: npt.NDArray[np.float32], *, claimed: bool = False, colours: Sequence[float] = ()
+        self,
+        images: npt.NDArray[np.float32],
+        *,
+        claimed: bool = False,
+        colours: Sequence[float] = (),
+        modality: str = "",
     ) -> tuple[Seen, ...]:
         """What the input gate sees in each of them: see ``Gate.see``."""
-        return fitted().see(images, claimed=claimed, colours=colours)
+        return fitted().see(images, claimed=claimed, colours=colours, modality=modality, taught=self.modalities)

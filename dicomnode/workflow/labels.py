@@ -35,7 +35,7 @@ from dicomnode.domain import (
 from dicomnode.errors import DicomnodeError, InputError, PackError
 from dicomnode.models.colour import colour_of
 from dicomnode.models.gate import decide
-from dicomnode.models.headers import refusal_of
+from dicomnode.models.headers import claim_of
 from dicomnode.models.preprocess import is_dicom, picture_pixels, prepare_dicom, prepare_picture
 from dicomnode.workflow.captures import LABELS
 from dicomnode.workflow.context import Context, Progress
@@ -158,12 +158,13 @@ def _passing(ctx: Context, rows: Sequence[LabelRow], added: Added) -> list[tuple
     for number, row in enumerate(rows, start=1):  # by its row: the others may become readable later
         try:
             picture, claimed = read_picture(row.path), is_dicom(row.path)
-            if claimed and (why := refusal_of(row.path)):
+            modality, why = claim_of(row.path, ctx.embedder.modalities) if claimed else ("", "")
+            if why:
                 added.skip(f"not searchable: {why}")
                 continue
             pixels = picture_pixels(Image.fromarray(picture))[None]
             colour = 0.0 if claimed else colour_of(row.path)
-            refused = decide(ctx.embedder.judge(pixels, claimed=claimed, colours=[colour]))
+            refused = decide(ctx.embedder.judge(pixels, claimed=claimed, colours=[colour], modality=modality))
             if refused is None:
                 pictures.append((number, row, picture))
             else:

@@ -51,6 +51,7 @@ from dicomnode.node import Node, packs_folder
 from dicomnode.testing import free_port, sample_repository, sample_study, write_study
 
 PATIENTS = 3
+CR_STORAGE = "1.2.840.10008.5.1.4.1.1.1"
 EXAMPLE = re.compile(r"^Example: (dicomnode .+)$", re.MULTILINE)
 
 
@@ -500,13 +501,23 @@ class TestJson:
         assert repository.run(*packing, tmp_path / "absent.md").code == 2
         wrong = repository.run(*packing, tmp_path / "card.md", "--taught", "CT:KNEECAP").error()
         assert "'CT:KNEECAP' is not MODALITY:REGION" in wrong and "LIMB" in wrong
-        made = repository.run(*packing, tmp_path / "card.md", "--taught", "ct:chest", "--taught", "MR", "--json").json()
-        assert read_manifest(Path(made["path"])).taught == (Shows("CT", "CHEST"), Shows("MR"))
+        made = repository.run(*packing, tmp_path / "card.md", "--taught", "ct:chest", "--taught", "CR", "--json").json()
+        assert read_manifest(Path(made["path"])).taught == (Shows("CT", "CHEST"), Shows("CR"))
+        radiograph = sample_study(1, matrix=64, BurnedInAnnotation="NO", Modality="CR", SOPClassUID=CR_STORAGE)
+        write_study(radiograph, tmp_path / "cr")
+        asked = repository.run("query", tmp_path / "cr", "--json").json()
+        assert (asked["verdict"], asked["cases"]) == ("not-searchable", [])
         assert "nothing is overwritten" in repository.run(*packing, tmp_path / "card.md").error()
         states = {p["name"]: p["state"] for p in repository.run("models", "list", "--json").json()["packs"]}
         assert states == {"bands": "none", "cenet-xception": "active"}
         done = repository.run("models", "activate", "bands", "--json").json()
         assert done == {"active": made["model_id"], "embedded": PATIENTS, "left_out": 0}
+        asked = repository.run("query", tmp_path / "cr", "--json").json()
+        assert (asked["query"]["modality"], len(asked["cases"]), "untaught" in asked["query"]) == (
+            "CR",
+            PATIENTS,
+            False,
+        )
         told = repository.run("models", "status", "--json").json()
         assert (told["active"], told["taking_over"]) == (made["model_id"], False)
         assert [m["state"] for m in told["models"]] == ["active", "complete"]

@@ -18,7 +18,7 @@ from dicomnode.models.colour import own_colour
 from dicomnode.models.gate import FILE, Gate, Refused, Seen, decide, digest, fitted
 from dicomnode.models.pack import synthetic_images
 from dicomnode.models.pictures import clean_picture
-from dicomnode.models.preprocess import picture_pixels, prepare_dicom, prepare_picture
+from dicomnode.models.preprocess import SIDE, picture_pixels, prepare_dicom, prepare_picture
 from dicomnode.testing import sample_study, write_study
 
 SHARED = Path(os.environ.get("DICOMNODE_SHARED", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -107,6 +107,25 @@ def test_a_photograph_is_refused() -> None:
 
 def test_a_radiograph_is_refused() -> None:
     assert not seen(prepare_dicom(real("RG1_UNCI.dcm")).pixels)[0].passes
+
+
+def test_images_of_a_modality_that_the_model_was_taught_pass_unless_they_are_blank() -> None:
+    images = np.stack([page(dark=True), np.full((SIDE, SIDE), 0.5, np.float32)]).astype(np.float32)
+
+    def passing(modality: str, *, claimed: bool = True) -> list[bool]:
+        return [s.passes for s in fitted().see(images, claimed=claimed, modality=modality, taught={"XA"})]
+
+    assert passing("XA") == [True, False]
+    assert passing("CT") == passing("") == passing("XA", claimed=False) == [False, False]
+
+
+@pytest.mark.parametrize(("taught", "passes"), [({"CR"}, True), ({"DX", "US"}, True), ({"US"}, False), (set(), False)])
+def test_a_picture_of_a_radiograph_passes_where_the_model_was_taught_radiographs(
+    taught: set[str], passes: bool
+) -> None:
+    picture = prepare_dicom(real("RG1_UNCI.dcm"), 0).pixels[None]
+    (found,) = fitted().see(picture, taught=taught)
+    assert (found.kind, found.passes) == (ImageKind.RADIOGRAPH, passes)
 
 
 def test_real_slices_pass_however_they_were_handled(tmp_path: Path) -> None:

@@ -177,6 +177,9 @@ def test_radiographs_are_refused_but_stay_where_the_repository_has_them(
     assert refused.not_searchable is NoSearch.UNSUPPORTED_KIND
     assert refused.passed[0].why == "CR objects hold no CT or MR slices"
     assert choose(tmp_path.iterdir(), gated=False).choices[0].reason == "projection"
+    taught = choose(tmp_path.iterdir(), taught={"CR"}).choices[0]
+    assert (taught.reason, taught.modality) == ("projection", "CR")
+    assert choose(tmp_path.iterdir(), taught={"DX"}).not_searchable is NoSearch.UNSUPPORTED_KIND
 
 
 @pytest.mark.parametrize("modality", ["US", "DX", "PT", "NM", "OT", "XC", "RTIMAGE"])
