@@ -213,12 +213,12 @@ def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate
     return found
 
 
-def measure_all(data: Path, runs: Path, ledger: Path, only: Sequence[str]) -> None:
+def measure_all(data: Path, runs: Path, ledger: Path, only: Sequence[str], seeds: Sequence[int] = SEEDS) -> None:
     """Every protocol and seed: the rows whose runs are there and that the ledger lacks.
 
     The controls belong to the reference and are measured with it.
     """
-    for protocol, seed in _protocol_seeds(only):
+    for protocol, seed in _protocol_seeds(only, seeds):
         rows = [
             c
             for c in candidates(PROTOCOLS[protocol], seed, runs, data)
@@ -242,8 +242,8 @@ def measure_all(data: Path, runs: Path, ledger: Path, only: Sequence[str]) -> No
         print(f"{protocol}, seed {seed}: {len(rows)} rows, {time.monotonic() - began:.0f} s", flush=True)
 
 
-def _protocol_seeds(only: Sequence[str]) -> Iterator[tuple[str, int]]:
-    for seed in SEEDS:
+def _protocol_seeds(only: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:
+    for seed in seeds:
         for protocol in PROTOCOLS:
             if (not only or protocol in only) and not (protocol == "leaky" and seed):
                 yield protocol, seed  # one seed is enough to show what a leak is
@@ -258,12 +258,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(shared))
     parser.add_argument("--runs", type=Path, default=ROOT / ".cache" / "experiments" / "runs")
     parser.add_argument("--ledger", type=Path, default=LEDGER)
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, default=SEEDS, help="measure only these")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_intermixed_args()
     if args.step in ("all", "train"):
         train_all(args.data.resolve(), args.runs, args.jobs, args.only)
     if args.step in ("all", "measure"):
-        measure_all(args.data.resolve(), args.runs, args.ledger, args.only)
+        measure_all(args.data.resolve(), args.runs, args.ledger, args.only, args.seeds)
     if args.step in ("all", "tables"):
         print(json.dumps([str(p) for p in write_ledger_report(PAGES, args.ledger, REFERENCE)[1]], indent=1))
 

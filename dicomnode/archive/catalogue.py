@@ -240,8 +240,8 @@ class Catalogue:
                 db.execute(t.patients.delete().where(t.patients.c.id == row.patient_id, ~t.patients.c.excluded))
         return True
 
-    def exclude_patient(self, patient: Pseudonym) -> None:
-        """Keep a patient's studies out of every search from now on.
+    def exclude_patient(self, patient: Pseudonym, excluded: bool = True) -> None:
+        """Keep a patient's studies out of every search from now on, or no longer (``excluded`` False).
 
         Raises
         ------
@@ -249,7 +249,7 @@ class Catalogue:
             If the catalogue holds no such patient.
         """
         with self.engine.begin() as db:
-            done = db.execute(t.patients.update().where(t.patients.c.pseudonym == patient).values(excluded=True))
+            done = db.execute(t.patients.update().where(t.patients.c.pseudonym == patient).values(excluded=excluded))
             if done.rowcount == 0:
                 raise NotFound("no such patient in the repository")
 

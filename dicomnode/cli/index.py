@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomnode.cli.options import Config, Json, err, open_node, out, print_json, print_table, progress_bar
-from dicomnode.cli.patients import Issuer, PatientId, patient_key, patients_in_use, patients_to_change, worker_kept_away
+from dicomnode.cli.patients import (
+    Issuer,
+    PatientId,
+    Reason,
+    checked_reason,
+    patient_key,
+    patients_in_use,
+    patients_to_change,
+    worker_kept_away,
+)
 from dicomnode.domain import OriginalUid, Pseudonym, PseudoUid
 from dicomnode.errors import EXIT_FAILED, InputError, NotFound, UsageError
 from dicomnode.telemetry.audit import AuditEvent
@@ -179,6 +188,7 @@ def remove(
     patient: PatientOption = None,
     patient_id: PatientId = None,
     issuer: Issuer = None,
+    reason: Reason = "",
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -195,16 +205,17 @@ def remove(
 
     if sum(map(bool, (study, patient, patient_id))) != 1:
         raise UsageError("give --study or --patient or --patient-id", place="index remove")
+    why = checked_reason(reason)
     node = open_node(config)
     with nullcontext() if study else patients_to_change(node), worker_kept_away(node) as away:
         if study:
             uid = _study(node, study)
-            node.record(AuditEvent.CASE_REMOVED, pseudonym=uid)
+            node.record(AuditEvent.CASE_REMOVED, pseudonym=uid, reason=why)
             removed = remove_studies(node.context, [uid], worker_runs=not away)
         else:
             key = patient_key(node, patient_id, issuer) if patient_id else None
             names = _names(node, patient, key)
-            node.record(AuditEvent.CASE_REMOVED, pseudonym=names[0] if names else "")
+            node.record(AuditEvent.CASE_REMOVED, pseudonym=names[0] if names else "", reason=why)
             keys = [*([key] if key else []), *(node.vault.keys_of(names[0]) if names else [])]
             removed = remove_patient(node.context, names, keys, worker_runs=not away)
     node.close()
@@ -228,21 +239,47 @@ def exclude(
     patient: PatientOption = None,
     patient_id: PatientId = None,
     issuer: Issuer = None,
+    reason: Reason = "",
     config: Config = None,
 ) -> None:
-    """Keep a patient's studies out of every search from now on.
+    """Keep a patient's studies out of every search from now on; "index include" takes it back.
 
     Example: dicomnode index exclude --patient DN-ABCDEFGHIJ
     Example: dicomnode index exclude --patient-id - --issuer HOSPITAL
     """
-    node = open_node(config)
+    _set_excluded(True, patient, patient_id, issuer, reason, config)
+    out.print("excluded")
+
+
+@app.command()
+def include(
+    patient: PatientOption = None,
+    patient_id: PatientId = None,
+    issuer: Issuer = None,
+    reason: Reason = "",
+    config: Config = None,
+) -> None:
+    """Let an excluded patient's studies be found again.
+
+    Example: dicomnode index include --patient DN-ABCDEFGHIJ --reason "consent was given"
+    """
+    _set_excluded(False, patient, patient_id, issuer, reason, config)
+    out.print("included")
+
+
+def _set_excluded(
+    excluded: bool, patient: str | None, patient_id: str | None, issuer: str | None, reason: str, config: Path | None
+) -> None:
     if bool(patient) == bool(patient_id):
-        raise UsageError("give --patient or --patient-id", place="index exclude")
+        raise UsageError("give --patient or --patient-id", place=f"index {'exclude' if excluded else 'include'}")
+    why = checked_reason(reason)
+    node = open_node(config)
     names = _names(node, patient, patient_key(node, patient_id, issuer) if patient_id else None)
     if not names:
         raise NotFound("no such patient in the repository")
-    node.record(AuditEvent.CASE_EXCLUDED, pseudonym=names[0])
-    node.catalogue.exclude_patient(names[0])
-    for study in node.catalogue.studies_of(names[0]):
-        node.thumbnails.remove_study(study)
-    out.print("excluded")
+    event = AuditEvent.CASE_EXCLUDED if excluded else AuditEvent.CASE_INCLUDED
+    node.record(event, pseudonym=names[0], reason=why)
+    node.catalogue.exclude_patient(names[0], excluded)
+    if excluded:
+        for study in node.catalogue.studies_of(names[0]):
+            node.thumbnails.remove_study(study)

@@ -16,6 +16,7 @@ import typer
 from dicomnode.deid.vault_key import PatientKey
 from dicomnode.errors import Busy, UsageError
 from dicomnode.node import Node
+from dicomnode.telemetry.audit import MAX_REASON
 
 ROLES = ("receiver", "worker", "web")
 PATIENTS = "patients"  # name of a lock: shared by what adds under pseudonyms, alone for what changes them
@@ -26,6 +27,24 @@ PatientId = Annotated[
 Issuer = Annotated[
     str | None, typer.Option(help="Issuer of Patient ID, as in the images; else [node] default_issuer, as for them.")
 ]
+
+
+Reason = Annotated[str, typer.Option(help="Why, for the audit trail: name no patient in it.")]
+
+
+def checked_reason(reason: str, *, needed: bool = False) -> str:
+    """The reason that was typed, without blanks around it.
+
+    Raises
+    ------
+    UsageError
+        It is too long, or empty where it is ``needed``.
+    """
+    text = reason.strip()
+    if len(text) > MAX_REASON or (needed and not text):
+        needs = "is needed" if needed else "is what the audit trail takes"
+        raise UsageError(f"a reason of at most {MAX_REASON} characters {needs}", place="--reason")
+    return text
 
 
 def patient_key(node: Node, patient_id: str, issuer: str | None, option: str = "--patient-id") -> PatientKey:

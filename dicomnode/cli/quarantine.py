@@ -41,13 +41,17 @@ def _rows(node: Node, items: Sequence[Item]) -> list[dict[str, Any]]:
 
 
 @app.command("list")
-def list_(config: Config = None, json: Json = False) -> None:
-    """List what is held.
+def list_(
+    all_: Annotated[bool, typer.Option("--all", help="Also what was released or discarded.")] = False,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """List what is held; with --json everything, each with its state.
 
     Example: dicomnode quarantine list --json
     """
     node = open_node(config)
-    items = _rows(node, node.quarantine.items())
+    items = _rows(node, node.quarantine.items(state=None if all_ or json else HELD))
     if json:
         print_json({"items": items})
         return

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from dicomnode.cli.options import Config, Json, err, open_node, out, print_json, print_table
-from dicomnode.cli.patients import ROLES, Issuer, kept_away, patient_key, patients_to_change
+from dicomnode.cli.patients import ROLES, Issuer, Reason, checked_reason, kept_away, patient_key, patients_to_change
 from dicomnode.errors import EXIT_FAILED, UsageError, VaultError
 from dicomnode.node import Node
-from dicomnode.telemetry.audit import MAX_REASON, AuditEvent
+from dicomnode.telemetry.audit import AuditEvent
 
 app = typer.Typer(help="Look at the pseudonym vault, renew its key, join two ids of a patient.", no_args_is_help=True)
 
@@ -87,6 +87,7 @@ def merge(
     ],
     issuer: Issuer = None,
     other_issuer: Annotated[str | None, typer.Option(help="Issuer of the other one, where it is another.")] = None,
+    reason: Reason = "",
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -99,13 +100,14 @@ def merge(
     """
     from dicomnode.workflow.merging import take_together
 
+    why = checked_reason(reason)
     node = open_node(config)
     in_hand = "what its worker has in hand would keep the old pseudonym"
     with kept_away(node, ["worker"], in_hand), patients_to_change(node):
         kept = patient_key(node, patient_id, issuer)
         other = patient_key(node, other_id, issuer if other_issuer is None else other_issuer, "--other-id")
         known = node.vault.pseudonym_for(kept.issuer, kept.patient_id, create=False)
-        node.record(AuditEvent.PATIENTS_MERGED, pseudonym=known or "")
+        node.record(AuditEvent.PATIENTS_MERGED, pseudonym=known or "", reason=why)
         merged = node.vault.merge(kept, other)
         moved = take_together(node.context, merged)
     node.close()
@@ -140,10 +142,9 @@ def reidentify_command(
     node = open_node(config)
     if not PSEUDONYM.fullmatch(pseudonym):  # not repeated: it may be what must not be in a log
         raise UsageError("not a pseudonym of the vault", place="PSEUDONYM", advice="as DN-ABCDEFGHIJ")
-    if not reason.strip() or len(reason) > MAX_REASON:
-        raise UsageError(f"a reason of at most {MAX_REASON} characters is needed", place="--reason")
-    node.record(AuditEvent.REIDENTIFIED, pseudonym=pseudonym, reason=reason.strip())
-    keys = node.vault.reidentify(pseudonym, reason.strip(), getpass.getuser())
+    reason = checked_reason(reason, needed=True)
+    node.record(AuditEvent.REIDENTIFIED, pseudonym=pseudonym, reason=reason)
+    keys = node.vault.reidentify(pseudonym, reason, getpass.getuser())
     if json:
         ids = [{"issuer": key.issuer, "patient_id": key.patient_id} for key in keys]
         print_json({"pseudonym": pseudonym, **ids[0], "merged": ids[1:]})

@@ -25,6 +25,7 @@ class AuditEvent(StrEnum):
 
     REIDENTIFIED = "reidentified"
     CASE_EXCLUDED = "case-excluded"
+    CASE_INCLUDED = "case-included"
     CASE_REMOVED = "case-removed"
     QUARANTINE_RELEASED = "quarantine-released"
     QUARANTINE_DISCARDED = "quarantine-discarded"
@@ -52,6 +53,7 @@ class AuditEvent(StrEnum):
 EVENTS: dict[AuditEvent, str] = {
     AuditEvent.REIDENTIFIED: "somebody asked whom a pseudonym stands for, found or not",
     AuditEvent.CASE_EXCLUDED: "somebody had a patient excluded from answers (written before it is done)",
+    AuditEvent.CASE_INCLUDED: "somebody had an excluded patient taken back into answers (written before it is done)",
     AuditEvent.CASE_REMOVED: "somebody had a study or patient removed (written before it is done)",
     AuditEvent.QUARANTINE_RELEASED: "an item of the quarantine was released; `detail`: masks and statements",
     AuditEvent.QUARANTINE_DISCARDED: "an item of the quarantine was deleted",

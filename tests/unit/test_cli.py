@@ -464,6 +464,12 @@ class TestJson:
     def test_quarantine(self, repository):
         (item,) = [i for i in repository.run("quarantine", "list", "--json").json()["items"] if i["reason"] == "audit"]
         assert set(item) >= {"id", "reason", "state"}
+        node = repository.node()
+        decided = node.quarantine.hold("input", "one of index add")
+        node.quarantine.set_state(decided, "discarded")
+        tables = [repository.run("quarantine", "list", *more).out for more in ([], ["--all"])]
+        assert [f"\n{decided}\tdiscarded" in table for table in tables] == [False, True]
+        assert decided in [i["id"] for i in repository.run("quarantine", "list", "--json").json()["items"]]
         shown = repository.run("quarantine", "show", str(item["id"]), "--json").json()
         assert shown.pop("commands")[-1] == f"dicomnode quarantine discard {item['id']} --reason TEXT"
         assert shown == item

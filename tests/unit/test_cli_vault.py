@@ -204,6 +204,22 @@ class TestPatients:
         assert run("index", "exclude", "--patient-id", "NOBODY", "--config", repository).code == 1
         assert run("index", "exclude", "--config", repository).code == 2
 
+    def test_an_excluded_patient_is_taken_back_and_the_trail_says_why(self, repository):
+        whose = ("--patient-id", ID, "--config", repository)
+        assert run("index", "exclude", *whose, "--reason", " withdrew ").code == 0
+        assert run("index", "include", *whose, "--reason", "consent was given").code == 0
+        assert not Node(load_settings(repository)).catalogue.is_excluded(pseudonym(repository))
+        told = [(e["event"], e["pseudonym"], e["reason"]) for e in trail(repository)[-2:]]
+        whom = pseudonym(repository)
+        assert told == [("case-excluded", whom, "withdrew"), ("case-included", whom, "consent was given")]
+        before = len(trail(repository))
+        for command in ("include", "exclude", "remove"):
+            refused = run("index", command, *whose, "--reason", "x" * 201)
+            assert (refused.code, "at most 200 characters" in refused.error()) == (2, True)
+        assert run("index", "include", "--config", repository).code == 2
+        assert len(trail(repository)) == before
+        assert not Node(load_settings(repository)).catalogue.is_excluded(pseudonym(repository))
+
     CHANGES = (
         ("vault", "rotate"),
         ("vault", "merge", "--patient-id", ID, "--other-id", OTHER),
