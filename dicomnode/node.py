@@ -254,10 +254,13 @@ class Node:
         ------
         SettingsError
             Names the setting.
+        VaultError
+            The vault is there without its key, or the key without its vault.
         """
         from sqlalchemy.engine import make_url
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+        from dicomnode.deid.vault import both_or_neither
         from dicomnode.models.manifest import find_pack
 
         _ = self.recipe
@@ -265,6 +268,7 @@ class Node:
             find_pack(self.settings.models.pack, self.pack_folders)
         except DicomnodeError as exc:
             raise SettingsError(exc.line, place="[models] pack", advice="dicomnode models list") from None
+        both_or_neither(*self.vault_place)
         if self.settings.database.url:
             try:
                 make_url(self.settings.database.url).get_dialect().import_dbapi()

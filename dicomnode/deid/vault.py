@@ -101,6 +101,27 @@ class _Row:
     merged_into: Pseudonym | None
 
 
+def both_or_neither(path: Path, key: KeySource) -> bool:
+    """Whether vault and key are still to be made.
+
+    Raises
+    ------
+    VaultError
+        One of the two is there without the other.
+    """
+    created = not path.exists()
+    if not created and not key.exists():
+        line = "the vault is there but its key is not"
+        raise VaultError(line, place=str(key.path), advice="restore the key; without it nothing opens")
+    if created and key.path is not None and key.exists():
+        line, advice = (
+            "a key is there but its vault is not",
+            f"restore the vault, or move {key.path} away to start anew",
+        )
+        raise VaultError(line, place=str(path), advice=advice)
+    return created
+
+
 class Vault:
     """An open vault; safe to use from several processes at once, each with its own. Open one with ``Vault.open``."""
 
@@ -134,15 +155,8 @@ class Vault:
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(path):
-            created = not path.exists()
-            if not created and not key.exists():
-                line = "the vault is there but its key is not"
-                raise VaultError(line, place=str(key.path), advice="restore the key; without it nothing opens")
+            created = both_or_neither(path, key)
             if created and key.path is not None:
-                if key.exists():
-                    line = "a key is there but its vault is not"
-                    advice = f"restore the vault, or move {key.path} away to start anew"
-                    raise VaultError(line, place=str(path), advice=advice)
                 key.create()
             return cls.opened(path, key, created=created)
 

@@ -550,6 +550,18 @@ class TestJson:
         assert done.code == 2
         assert "clean-graphics" in done.error()
 
+    def test_config_check_misses_the_key_of_a_vault(self, tmp_path):
+        settings = tmp_path / "s.toml"
+        settings.write_text(
+            f"[node]\ndata_dir = '{tmp_path / 'var'}'\n[vault]\nkey_file = '{tmp_path / 'key'}'\n", "utf-8"
+        )
+        assert run("config", "check", "--config", settings).code == 0  # both are made at the first start
+        _ = Node(load_settings(settings)).vault
+        assert run("config", "check", "--config", settings).code == 0
+        (tmp_path / "key").unlink()
+        done = run("config", "check", "--config", settings)
+        assert (done.code, str(tmp_path / "key") in done.error()) == (1, True)
+
     def test_config_check_and_doctor_warn_alike_where_no_peer_takes_results(self, tmp_path):
         settings = write_settings(tmp_path)
         checked = run("config", "check", "--json", "--config", settings)
