@@ -96,9 +96,12 @@ def _panel(ax: Axes, rows: Sequence[Summary], group: str, what: str) -> list[Lin
         n = names[row.kind].index(row.method)  # a method keeps its colour whatever its place in the table
         values = row.curves.get(group, {}).get(what, [float("nan")] * MAX_K)
         if row.kind == "pack":
+            colour = PACK_COLOURS[n % len(PACK_COLOURS)]
+            again = n // len(PACK_COLOURS)  # the colours have been used up: another mark, and a hollow one
             (line,) = ax.plot(
-                ks, values, color=PACK_COLOURS[n % len(PACK_COLOURS)], linewidth=2.4, zorder=3,
-                marker=MARKERS[n % len(MARKERS)], markevery=[0, 4, 9, 19, 29, 39, 49], markersize=5,
+                ks, values, color=colour, linewidth=1.7 if again else 2.4, zorder=3,
+                marker=MARKERS[(n + 3 * again) % len(MARKERS)], markevery=[0, 4, 9, 19, 29, 39, 49], markersize=5,
+                markerfacecolor="white" if again else colour,
             )  # fmt: skip
         else:
             (line,) = ax.plot(ks, values, color=CONTROL_COLOURS[n % len(CONTROL_COLOURS)], linewidth=1.3)
