@@ -26,7 +26,7 @@ def deid_command(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder for the de-identified files.")] = None,
     report: Annotated[
         list[Path] | None,
-        typer.Option(help="Write a report here: JSON, or CSV or HTML by its extension; may be repeated."),
+        typer.Option(help="Write a report here, over one of that name: JSON, or CSV or HTML by its extension; repeatable."),
     ] = None,
     report_paths: Annotated[
         ReportPaths | None,
@@ -50,7 +50,7 @@ def deid_command(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """De-identify and audit files; what cannot pass is named and not written. Nothing is overwritten.
+    """De-identify and audit files; what cannot pass is named and not written. No image is overwritten.
 
     Stopped at any moment, the same command goes on where it was. Of two objects with one SOP Instance UID the first
     is written; the other is a duplicate, or quarantined as version-conflict where its content differs.
