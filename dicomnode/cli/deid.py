@@ -26,7 +26,9 @@ def deid_command(
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder for the de-identified files.")] = None,
     report: Annotated[
         list[Path] | None,
-        typer.Option(help="Write a report here, over one of that name: JSON, or CSV or HTML by its extension; repeatable."),
+        typer.Option(
+            help="Write a report here, over one of that name: JSON, or CSV or HTML by its extension; repeatable."
+        ),
     ] = None,
     report_paths: Annotated[
         ReportPaths | None,
