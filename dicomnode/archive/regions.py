@@ -11,8 +11,6 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Final
 
-from dicomnode.domain import REGION_WORDS
-
 # Whole words, without accents. Parts of Body Part Examined (PS3.16 Annex L, Table L-1) are words here too.
 _WORDS: Final[dict[str, str]] = {
     "HEAD": "HEAD BRAIN SKULL CRANIUM CRANIAL CEREBRAL FACE FACIAL ORBIT ORBITS SINUS SINUSES SELLA PITUITARY IAC"
@@ -32,7 +30,6 @@ _REGION_OF: Final = {word: region for region, words in _WORDS.items() for word i
 # Thoracic and cervical are words of the spine where the spine is named beside them.
 _SPINE: Final = re.compile(r"\b(SPINE|COLUMNA|RAQUIS|VERTEBRA\w*)\b")
 _NO_SPINE: Final = frozenset({"CERVICAL", "THORACIC", "TORACICA", "TORACICO", "DORSAL"})
-assert set(_WORDS) == set(REGION_WORDS)
 
 
 def regions_in(text: str) -> frozenset[str]:

@@ -11,19 +11,21 @@ import numpy.typing as npt
 from dicomnode.domain import ModelId, Shows
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.gate import Seen, fitted
+from dicomnode.models.headers import SLICE_MODALITIES
 from dicomnode.models.study import See, StudyEmbedding, embed_study
 
 
 class StudyEmbedder:
     """``EmbedPort`` over networks that are loaded when they are first needed, behind the input gate.
 
-    ``taught``: what the model's training images showed, nothing where its pack does not say; ``modalities``: of these.
+    ``taught``: what the model's training images showed, nothing where its pack does not say; ``modalities``: of
+    these, without CT and MR, whose slices are always searched and always judged.
     """
 
     def __init__(self, model_id: ModelId, load: Callable[[], Embedder], taught: tuple[Shows, ...] = ()) -> None:
         self.model_id = model_id
         self.taught = taught
-        self.modalities = frozenset(m for shows in taught for m in shows.modality.split("/") if m)
+        self.modalities = frozenset(m for shows in taught for m in shows.modality.split("/")) - SLICE_MODALITIES
         self._load = load
 
     def embed_study(self, paths: Sequence[Path], see: See | None = None, *, gated: bool = True) -> StudyEmbedding:

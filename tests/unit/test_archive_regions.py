@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dicomnode.archive.regions import described_region, joined, regions_in
-from dicomnode.domain import Shows
+from dicomnode.archive.regions import _WORDS, described_region, joined, regions_in
+from dicomnode.domain import REGION_WORDS, Shows
 
 CT_CHEST = Shows("CT", "CHEST")
 
@@ -31,6 +31,10 @@ CT_CHEST = Shows("CT", "CHEST")
 )
 def test_whole_words_in_two_languages(text: str, regions: str) -> None:
     assert joined(regions_in(text)) == regions
+
+
+def test_every_region_has_words_for_readers_and_for_headers() -> None:
+    assert set(_WORDS) == set(REGION_WORDS)
 
 
 def test_a_series_says_more_than_its_study() -> None:
