@@ -270,10 +270,10 @@ def include(
 def _set_excluded(
     excluded: bool, patient: str | None, patient_id: str | None, issuer: str | None, reason: str, config: Path | None
 ) -> None:
+    node = open_node(config)
     if bool(patient) == bool(patient_id):
         raise UsageError("give --patient or --patient-id", place=f"index {'exclude' if excluded else 'include'}")
     why = checked_reason(reason)
-    node = open_node(config)
     names = _names(node, patient, patient_key(node, patient_id, issuer) if patient_id else None)
     if not names:
         raise NotFound("no such patient in the repository")
