@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
-import math
 import os
 import re
 import statistics
@@ -37,6 +36,7 @@ from dicomnode.deid.pixel_text import find_text
 from dicomnode.deid.rectangles import Rectangle
 from dicomnode.deid.source import open_source
 from dicomnode.errors import QuarantineError
+from dicomnode.evaluation.metrics import wilson
 from dicomnode.testing.burned_in import REPORT_FONTS, REPORT_NAMES, TUNING_FONTS, TUNING_NAMES, PlantedText, plant
 
 SHARED = Path(os.environ.get("DICOMNODE_SHARED", Path(__file__).parents[2] / "shared" / "data")) / "dicom"
@@ -63,14 +63,12 @@ class Figures:
     missed: Counter[str] = field(default_factory=Counter)
 
 
-def wilson(hits: int, n: int) -> str:
+def share(hits: int, n: int) -> str:
     """Share with its 95 % interval (Wilson)."""
     if not n:
         return "none"
-    z, p = 1.959964, hits / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
-    return f"{100 * p:.2f} % [{100 * low:.2f}, {100 * high:.2f}], n = {n}"
+    low, high = wilson(hits, n)
+    return f"{100 * hits / n:.2f} % [{100 * low:.2f}, {100 * high:.2f}], n = {n}"
 
 
 def picture(path: str | Path) -> tuple[str, NDArray[np.uint8]] | None:
@@ -223,11 +221,11 @@ def main() -> None:
         order = [paths[number] for number in rng.permutation(len(paths))]
         count, share, touched = clean_share(order[: arguments.clean or None])
     f = figures
-    print(f"images in which text was found      {wilson(f.found, f.images)}")
-    print(f"  kept out, as text stayed readable  {wilson(f.kept_out, f.images)}")
-    print(f"lines of text masked                {wilson(f.lines_found, f.lines)}")
-    print(f"words readable before masking       {wilson(f.readable_before, f.words)}")
-    print(f"words readable after masking        {wilson(f.readable, f.words)}")
+    print(f"images in which text was found      {share(f.found, f.images)}")
+    print(f"  kept out, as text stayed readable  {share(f.kept_out, f.images)}")
+    print(f"lines of text masked                {share(f.lines_found, f.lines)}")
+    print(f"words readable before masking       {share(f.readable_before, f.words)}")
+    print(f"words readable after masking        {share(f.readable, f.words)}")
     print(f"pixels masked of clean CT           {100 * share:.4f} %, n = {count} images, {touched} of them touched")
     if f.seconds:
         middle, computed = statistics.median(f.seconds), statistics.median(f.computed)

@@ -8,7 +8,7 @@ repository knows (``PseudoUid``). They are different types so that mypy refuses 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, NewType
@@ -182,6 +182,11 @@ class Shows:
     modality: str
     region: str = ""
 
+    @classmethod
+    def said_in(cls, query: Mapping[str, Any]) -> Shows:
+        """What is said of a query (``Answer.query``)."""
+        return cls(str(query.get("modality", "")), str(query.get("region", "")))
+
     def outside(self, taught: Iterable[Shows]) -> bool:
         """Whether a model that was taught ``taught`` (none: it does not say) was taught nothing like this."""
         taught = tuple(taught)
@@ -353,7 +358,7 @@ class Answer:
     @property
     def shows(self) -> Shows:
         """Modality and region of the query, as far as its headers say."""
-        return Shows(str(self.query.get("modality", "")), str(self.query.get("region", "")))
+        return Shows.said_in(self.query)
 
     @property
     def untaught(self) -> Untaught | None:

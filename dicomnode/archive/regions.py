@@ -29,7 +29,7 @@ _WORDS: Final[dict[str, str]] = {
 _REGION_OF: Final = {word: region for region, words in _WORDS.items() for word in words.split()}
 # Thoracic and cervical are words of the spine where the spine is named beside them.
 _SPINE: Final = re.compile(r"\b(SPINE|COLUMNA|RAQUIS|VERTEBRA\w*)\b")
-_NO_SPINE: Final = frozenset({"CERVICAL", "THORACIC", "TORACICA", "TORACICO", "DORSAL"})
+_NO_SPINE: Final = frozenset({"CERVICAL", "THORACIC", "TORACICA", "TORACICO"})
 
 
 def regions_in(text: str) -> frozenset[str]:

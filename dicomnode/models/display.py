@@ -25,7 +25,7 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from dicomnode.domain import PseudoUid
 from dicomnode.errors import InputError
 from dicomnode.models.frames import FrameHeader, frame_header, number_of_frames
-from dicomnode.models.headers import NO_IMAGE_MODALITIES, READ_ERRORS
+from dicomnode.models.headers import NO_IMAGE_MODALITIES, READ_ERRORS, modality_of
 from dicomnode.models.preprocess import LUMINANCE, UnusableImage, decode, read_header
 
 # centre, width in HU
@@ -115,7 +115,7 @@ def order_series(paths: Iterable[Path], only: set[tuple[Path, int]] | None = Non
                 seen = [_seen(path, ds, n) for n in range(number_of_frames(ds)) if only is None or (path, n) in only]
             except (InvalidDicomError, *READ_ERRORS, InputError):
                 continue
-        if str(ds.get("Modality") or "").upper() in NO_IMAGE_MODALITIES:
+        if modality_of(ds) in NO_IMAGE_MODALITIES:
             continue
         for one in seen:
             if one.head.rows > 0 and one.head.columns > 0:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -228,7 +228,7 @@ def embed(ctx: Context, inputs: Inputs, cleaned: Cleaned) -> Question:
         vectors=np.asarray(found.vectors),
         patient=patient,
         study=study,
-        shows=Shows(str(said["modality"]), str(said["region"])),
+        shows=Shows.said_in(said),
         model_id=found.model_id,
     )
     files = tuple(records[s.instance_uid][0] for s in found.slices)
@@ -247,16 +247,7 @@ def search(ctx: Context, question: Question, k: int, text: str = "") -> Answer:
     if question.why_not:
         return _not_searchable(ctx, question.why_not, said)
     allow = ctx.catalogue.studies_with_finding(text) if text else None
-    found = ctx.retriever.retrieve(question.query, k, allow=allow)
-    return Answer(
-        query=said,
-        model_id=found.model_id,
-        verdict=found.verdict,
-        cases=found.cases,
-        searched=found.searched,
-        calibrated=found.calibrated,
-        search=found.search,
-    )
+    return replace(ctx.retriever.retrieve(question.query, k, allow=allow), query=said)
 
 
 def ask(ctx: Context, path: Path, k: int, text: str = "", tell: Tell = _quiet) -> Answer:

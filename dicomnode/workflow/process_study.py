@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -281,19 +282,10 @@ def _compute(
             vectors=vectors,
             patient=patient,
             study=study,
-            shows=Shows(said["modality"], said["region"]),
+            shows=Shows.said_in(said),
             model_id=ModelId(choices["model_id"]),
         )
-        found = ctx.retriever.retrieve(query, ctx.policy.k)
-        answer = Answer(
-            query=said,
-            model_id=found.model_id,
-            verdict=found.verdict,
-            cases=found.cases,
-            searched=found.searched,
-            calibrated=found.calibrated,
-            search=found.search,
-        )
+        answer = replace(ctx.retriever.retrieve(query, ctx.policy.k), query=said)
     else:
         reason = choices["not_searchable"] or "no slice could be read"
         verdict = Verdict(VerdictKind.NOT_SEARCHABLE, None, reason)

@@ -14,7 +14,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-import structlog
 
 from dicomnode.cli import main
 from dicomnode.config import load_settings
@@ -29,8 +28,7 @@ def settings(no_settings_from_outside, tmp_path) -> Path:
     path.write_text(
         f'[node]\ndata_dir = {json.dumps(str(tmp_path / "var"))}\n[web]\nport = 0\nauth = {{method = "users"}}\n'
     )
-    yield path
-    structlog.reset_defaults()
+    return path
 
 
 def run(monkeypatch, settings, *arguments, stdin=""):
