@@ -20,6 +20,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from dicomnode.deid.durable import sync_folder
 from dicomnode.errors import VaultError
 
 KEY_BYTES = 32  # AES-256, HMAC-SHA256
@@ -136,7 +137,7 @@ class KeySource:
             self._copy_path.unlink(missing_ok=True)
             _write_private(self._copy_path, self.path.read_bytes(), self.path.stat())
             self._copy_path.replace(self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         except OSError as exc:
             with contextlib.suppress(OSError):  # the next start tries again
                 self.discard_staged()
@@ -166,7 +167,7 @@ class KeySource:
         assert self.next_path is not None
         try:
             self.next_path.replace(self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
         except OSError as exc:
             line = f"the new key could not take the place of the old one: {exc.strerror}"
             advice = f"the vault is under the new key: copy the content of {self.next_path} into {self.path}"
@@ -193,7 +194,7 @@ def read_key(path: Path) -> bytes:
 def _write_key(path: Path, key: bytes, like: os.stat_result | None = None) -> None:
     try:
         _write_private(path, key.hex().encode() + b"\n", like)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as exc:
         raise VaultError(f"the key cannot be written: {exc.strerror}", place=str(path)) from None
 
@@ -209,14 +210,6 @@ def _write_private(path: Path, data: bytes, like: os.stat_result | None) -> None
         out.write(data)
         out.flush()
         os.fsync(descriptor)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _decoded(text: str, place: str) -> bytes:

@@ -19,6 +19,7 @@ from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
+from dicomnode.deid.durable import sync_folder
 from dicomnode.deid.pixel_mask import PixelOutcome
 from dicomnode.deid.source import Source, file_head
 from dicomnode.domain import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -56,11 +57,7 @@ def whole_file(dst: Path, *, fsync: bool) -> Iterator[tuple[BinaryIO, Path]]:
             path.unlink(missing_ok=True)
             raise
     if fsync:
-        folder = os.open(dst.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(dst.parent)
 
 
 def write_object(out: BinaryIO, source: Source, expected: int | None, pixels: PixelOutcome) -> None:

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
+
+from dicomnode.testing.burned_in import stamp
 
 from .identities import Identity, Names, people
 from .objects import package_files
@@ -129,18 +130,6 @@ def _text(who: Identity, rng: random.Random) -> str:
     ])  # fmt: skip
 
 
-def _alpha(text: str, font: str, size: int) -> NDArray[np.float64]:
-    """Coverage of the pixels by a text, cut to its strokes."""
-    fonts = Path(mpl.get_data_path()) / "fonts" / "ttf"
-    face = ImageFont.load_default(size) if font == "pillow" else ImageFont.truetype(fonts / font, size)
-    left, top, right, bottom = face.getbbox(text)
-    canvas = Image.new("L", (int(right - left) + 4, int(bottom - top) + 4))
-    ImageDraw.Draw(canvas).text((2 - left, 2 - top), text, fill=255, font=face)
-    alpha = np.asarray(canvas, dtype=np.float64) / 255
-    rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
-    return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
 def _plant(
     picture: Grey, before: list[Line], who: Identity, look: str, fonts: tuple[str, ...], rng: random.Random
 ) -> tuple[Line | None, Grey]:
@@ -149,7 +138,7 @@ def _plant(
     for _ in range(50):
         size = {"small": 12, "large": 36}.get(look) or rng.randrange(14, 26)
         text, font = _text(who, rng), rng.choice(fonts)
-        alpha = np.rot90(_alpha(text, font, size), turn)
+        alpha = np.rot90(stamp(text, font, size), turn)
         rows, columns = picture.shape[0] - alpha.shape[0] - 8, picture.shape[1] - alpha.shape[1] - 8
         if min(rows, columns) < 1:
             continue
