@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ _CONFIDENCE_OF_WORDS = 0.55
 _CONFIDENCE_OF_TALL = {2: 0.9, 3: 0.9, 4: 0.8}  # of tall places; bones in a row read as zeros
 _READ_WELL = 0.75  # a reading from here on is not tried turned round
 _IN_LINE = 0.6  # confidence of a sign beside words that makes it part of their line
+_HALF_SIGN = 0.35  # heights of a place from the middle of a letter to its side: places are some two letters high
+_MARGIN_OF_PLACE, _MARGIN_OF_LINE = 0.6, 0.4  # heights added at the ends; letters at the end of a line were looked for
 _GAP, _REACH, _STEPS = 3.0, 6.0, 3  # heights of a line: between two of its signs, looked along at once; how often
 _NEIGHBOUR, _ALIKE = 1.5, 1.7  # heights between single signs that are read together, and how their heights may differ
 _DARK = 72  # median grey level of what is not black, up to which a picture is looked at brightened
@@ -82,16 +84,17 @@ def _places(view: NDArray[np.uint8], proposals: Iterable[Proposal]) -> list[Rect
     for points, score in proposals:
         if _is_text(view, points, score):
             words.append(_bounds(points))
-            places.append(_with_margin(words[-1], _sides(points)[1]))
+            places.append(_with_margin(words[-1], _sides(points)[1], _MARGIN_OF_PLACE))
         elif _MIN_SIDE <= _sides(points)[1] <= _highest(view):
             signs.append(_bounds(points))
     alone = [sign for sign in signs if not any(place.covers(sign) for place in places)]
     words += [row for row in _in_rows(alone) if _reads_as_words(view, row)]
     lines: list[Rectangle] = []
-    for word in without_covered(words):
+    found = without_covered(words)
+    for word in found:
         if not any(line.covers(word) for line in lines):
-            line = _whole_line(view, word)
-            lines.append(_with_margin(line, min(line.bottom - line.top, line.right - line.left)))
+            line = _whole_line(view, word, [other for other in found if other != word])
+            lines.append(_with_margin(line, min(line.bottom - line.top, line.right - line.left), _MARGIN_OF_LINE))
     return places + lines
 
 
@@ -116,9 +119,9 @@ def _bounds(points: NDArray[np.float64]) -> Rectangle:
     return Rectangle(math.floor(top), math.floor(left), math.ceil(bottom) + 1, math.ceil(right) + 1)
 
 
-def _with_margin(place: Rectangle, height: float) -> Rectangle:
-    """First and last letters stick out of proposals more than heads and tails do."""
-    across, along = math.ceil(2 + 0.2 * height), math.ceil(2 + 0.6 * height)
+def _with_margin(place: Rectangle, height: float, ends: float) -> Rectangle:
+    """First and last letters stick out of proposals more than heads and tails do: by ``ends`` heights."""
+    across, along = math.ceil(2 + 0.2 * height), math.ceil(2 + ends * height)
     lying = place.right - place.left >= place.bottom - place.top
     return place.grown(across, along) if lying else place.grown(along, across)
 
@@ -171,18 +174,28 @@ def _in_rows(signs: list[Rectangle]) -> Iterator[Rectangle]:
             yield both
 
 
-def _whole_line(view: NDArray[np.uint8], word: Rectangle) -> Rectangle:
-    """The word with the letters and digits that stand in line with it."""
+def _whole_line(view: NDArray[np.uint8], word: Rectangle, others: Sequence[Rectangle]) -> Rectangle:
+    """The word with the letters and digits that stand in line with it, less those of ``others``: they have their own.
+
+    Else a large line would take a small one beside it for its end, and blank as much above and below it as large
+    letters need.
+    """
     place = word
     for _ in range(_STEPS):
-        longer = _lengthened(view, place)
+        longer = _lengthened(view, place, others)
         if longer == place:
             break
         place = longer
     return place
 
 
-def _lengthened(view: NDArray[np.uint8], place: Rectangle) -> Rectangle:
+def _holds(place: Rectangle, at: float, middle: float, standing: bool) -> bool:
+    """Whether a sign that is ``at`` along a line, in the ``middle`` across, lies in ``place``."""
+    row, column = (at, middle) if standing else (middle, at)
+    return place.top <= row <= place.bottom and place.left <= column <= place.right
+
+
+def _lengthened(view: NDArray[np.uint8], place: Rectangle, others: Sequence[Rectangle]) -> Rectangle:
     """The place, longer by the signs that the reader makes out in its line nearby."""
     rows, columns = place.bottom - place.top, place.right - place.left
     standing, height = rows > _STANDING * columns, min(rows, columns)
@@ -202,7 +215,9 @@ def _lengthened(view: NDArray[np.uint8], place: Rectangle) -> Rectangle:
             most, best = sum(within), [at for at, confidence in signs if confidence >= _IN_LINE]
         if within and sum(within) / len(within) >= _READ_WELL:
             break
-    half = 0.5 * height
+    middle = (place.left + place.right) / 2 if standing else (place.top + place.bottom) / 2
+    best = [at for at in best if not any(_holds(other, at, middle, standing) for other in others)]
+    half = _HALF_SIGN * height
     for at in sorted(at for at in best if at > high):
         high = math.ceil(at + half) if at - high <= _GAP * height else high
     for at in sorted((at for at in best if at < low), reverse=True):

@@ -1,8 +1,9 @@
 """Cleaner of descriptive text for the Clean Descriptors Option (PS3.15 E.3.5).
 
-It keeps words of an allow-list (``config/deid/vocabulary.txt``) and numbers with a unit, and drops everything
-else: names, ids, dates and room numbers go because nobody listed them. It never rewrites or guesses a word. Also the
-terms that a text of the Retain Patient Characteristics Option may have (``config/deid/terms.txt``, E.3.4).
+It keeps words of an allow-list (``config/deid/vocabulary.txt``), numbers with a unit and single digits that follow
+such a word ("grade 3"), and drops everything else: names, ids, dates and room numbers go because nobody listed them.
+It never rewrites or guesses a word. Also the terms that a text of the Retain Patient Characteristics Option may have
+(``config/deid/terms.txt``, E.3.4).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ PRIVATE_CODE = "PrivateCode"  # in terms.txt: codes of safe private elements
 NUMBER = "0-999"  # in place of terms
 _SMALL_NUMBER = re.compile(r"\d{1,3}(?:\.\d{0,6})?")
 _NUMBER = re.compile(r"\d{1,3}(?:\.\d{1,3})?")
+_DIGIT = re.compile(r"[0-9]")
+_AFTER_DIGIT = frozenset(",;)")
 _NUMBER_WITH_UNIT = re.compile(r"(\d{1,3}(?:\.\d{1,3})?)([^\W\d_][^\W_]*)")
 
 
@@ -79,11 +82,13 @@ def clean(text: str, names: frozenset[str] = frozenset()) -> str:
     persons = named(text, matches)
     tokens = [match[0] for match in matches]
     following = (*tokens[1:], "")[: len(tokens)]
+    pairs = _pairs(tokens)
     kept: list[str] = []
-    number_before = False
+    lone: list[int] = []  # where in ``kept`` a digit without a unit stands
+    number_before = word_before = False
     for number, (token, after) in enumerate(zip(tokens, following, strict=True)):
         if number in persons:
-            number_before = False
+            number_before = word_before = False
             continue
         word = token.casefold()
         is_number = _NUMBER.fullmatch(word) is not None and after.casefold() in units()
@@ -91,9 +96,34 @@ def clean(text: str, names: frozenset[str] = frozenset()) -> str:
         if (
             is_number
             or (word in vocabulary() and word not in names)
+            or number in pairs
             or (joined is not None and joined[2] in units())
             or (number_before and word in units())
         ):
             kept.append(token)
+            word_before = word.isalpha()
+        elif word_before and not after[:1].isdigit() and _stands_alone(text, matches[number - 1], matches[number]):
+            lone.append(len(kept))
+            kept.append(token)
+            word_before = False
+        else:
+            word_before = False
         number_before = is_number
-    return " ".join(kept)
+    beside = [at for at in lone if any(one[0].isdigit() for one in kept[max(0, at - 1) : at + 2 : 2])]
+    return " ".join(one for at, one in enumerate(kept) if at not in beside)
+
+
+def _pairs(tokens: list[str]) -> frozenset[int]:
+    """Numbers of those ``tokens`` that are listed together only: X-ray."""
+    found = (n for n in range(len(tokens) - 1) if f"{tokens[n]}-{tokens[n + 1]}".casefold() in vocabulary())
+    return frozenset(number for first in found for number in (first, first + 1))
+
+
+def _stands_alone(text: str, before: re.Match[str], token: re.Match[str]) -> bool:
+    """Whether ``token`` is one digit behind a blank and before one, a stop or the end: no part of a date or an id."""
+    after = text[token.end() : token.end() + 1]
+    return (
+        _DIGIT.fullmatch(token[0]) is not None
+        and text[before.end() : token.start()].isspace()
+        and (after in _AFTER_DIGIT or not after.strip())
+    )
