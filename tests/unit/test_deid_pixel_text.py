@@ -102,6 +102,18 @@ def test_two_standing_letters_that_are_left_are_read_together() -> None:
     assert share_found(picture, strokes) >= 0.95
 
 
+def test_a_small_line_beside_a_large_one_keeps_its_own_height() -> None:
+    """Blanked as high as the large one, it would take anatomy with it."""
+    picture, large = planted(np.full((240, 512), 40, np.uint8), "ID 00086401", "DejaVuSans.ttf", 36, 0, (60, 20))
+    picture, small = planted(picture, "Figueroa, Ana", "DejaVuSans.ttf", 13, 0, (70, 300))
+    assert share_found(picture, large) == share_found(picture, small) == 1
+    rows, columns = np.nonzero(small)
+    beside = [place for place in find_text(np.repeat(picture[..., None], 3, axis=2)) if place.right > columns.min() + 9]
+    assert beside
+    assert all(rows.min() - 24 <= place.top and place.bottom <= rows.max() + 24 for place in beside)
+    assert all(place.right <= columns.max() + 24 for place in beside)
+
+
 def test_anatomy_is_no_text() -> None:
     picture = image(CT)
     assert share_found(picture, np.ones(picture.shape, bool)) == 0
