@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 pytestmark = pytest.mark.integration
-SERVING_S, STOP_S = 300.0, 60.0
+SERVING_S, STOP_S = 900.0, 60.0
 
 
 def test_sigterm_ends_the_demo_that_keeps_serving(tmp_path: Path) -> None:
