@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -349,12 +348,16 @@ def _vocabulary() -> frozenset[str]:
 
 
 def _is_clean(text: str) -> bool:
-    """Only allowed words, and numbers of at most three digits before the point that carry or precede a unit."""
-    words = text.casefold().split()
-    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+    """Only allowed words and pairs of words, numbers of at most three digits before the point that carry or precede a
+    unit, and single digits behind a word.
+    """
+    words, listed = text.casefold().split(), _vocabulary()
+    for before, word, following in zip(["", *words], words, [*words[1:], ""], strict=False):
         number = _CLEANED_NUMBER.fullmatch(word)
         unit = (number[2] or following) if number else ""
-        if word not in _vocabulary() and not (unit and unit in _vocabulary()) and text not in _NOTHING:
+        digit = len(word) == 1 and word in "0123456789" and before.isalpha()
+        pair = f"{before}-{word}" in listed or f"{word}-{following}" in listed
+        if word not in listed and not pair and not digit and not (unit and unit in listed) and text not in _NOTHING:
             return False
     return True
 

@@ -31,8 +31,8 @@ _CONFIDENCE_OF_WORDS = 0.55
 _CONFIDENCE_OF_TALL = {2: 0.9, 3: 0.9, 4: 0.8}  # of tall places; bones in a row read as zeros
 _READ_WELL = 0.75  # a reading from here on is not tried turned round
 _IN_LINE = 0.6  # confidence of a sign beside words that makes it part of their line
-_HALF_SIGN = 0.35  # heights of a place from the middle of a letter to its side: places are some two letters high
-_MARGIN_OF_PLACE, _MARGIN_OF_LINE = 0.6, 0.4  # heights added at the ends; letters at the end of a line were looked for
+_HALF_SIGN = 0.5  # heights of a place from the middle of a letter to its side
+_MARGIN_ALONG = 0.6  # heights added at the ends of a place
 _GAP, _REACH, _STEPS = 3.0, 6.0, 3  # heights of a line: between two of its signs, looked along at once; how often
 _NEIGHBOUR, _ALIKE = 1.5, 1.7  # heights between single signs that are read together, and how their heights may differ
 _DARK = 72  # median grey level of what is not black, up to which a picture is looked at brightened
@@ -84,7 +84,7 @@ def _places(view: NDArray[np.uint8], proposals: Iterable[Proposal]) -> list[Rect
     for points, score in proposals:
         if _is_text(view, points, score):
             words.append(_bounds(points))
-            places.append(_with_margin(words[-1], _sides(points)[1], _MARGIN_OF_PLACE))
+            places.append(_with_margin(words[-1], _sides(points)[1]))
         elif _MIN_SIDE <= _sides(points)[1] <= _highest(view):
             signs.append(_bounds(points))
     alone = [sign for sign in signs if not any(place.covers(sign) for place in places)]
@@ -94,7 +94,7 @@ def _places(view: NDArray[np.uint8], proposals: Iterable[Proposal]) -> list[Rect
     for word in found:
         if not any(line.covers(word) for line in lines):
             line = _whole_line(view, word, [other for other in found if other != word])
-            lines.append(_with_margin(line, min(line.bottom - line.top, line.right - line.left), _MARGIN_OF_LINE))
+            lines.append(_with_margin(line, min(line.bottom - line.top, line.right - line.left)))
     return places + lines
 
 
@@ -119,9 +119,9 @@ def _bounds(points: NDArray[np.float64]) -> Rectangle:
     return Rectangle(math.floor(top), math.floor(left), math.ceil(bottom) + 1, math.ceil(right) + 1)
 
 
-def _with_margin(place: Rectangle, height: float, ends: float) -> Rectangle:
-    """First and last letters stick out of proposals more than heads and tails do: by ``ends`` heights."""
-    across, along = math.ceil(2 + 0.2 * height), math.ceil(2 + ends * height)
+def _with_margin(place: Rectangle, height: float) -> Rectangle:
+    """First and last letters stick out of proposals more than heads and tails do."""
+    across, along = math.ceil(2 + 0.2 * height), math.ceil(2 + _MARGIN_ALONG * height)
     lying = place.right - place.left >= place.bottom - place.top
     return place.grown(across, along) if lying else place.grown(along, across)
 

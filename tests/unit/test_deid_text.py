@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dicomnode.deid.audit import _is_clean
 from dicomnode.deid.text import clean, units, vocabulary
 
 
@@ -54,6 +55,14 @@ def test_whatever_comes_in_only_allowed_words_come_out(text: str) -> None:
         number = re.fullmatch(r"\d+(?:\.\d+)?(.*)", word)
         assert word in vocabulary() or word in units() or (number is not None and number[1] in {"", *units()})
     assert clean(clean(text)) == clean(text)
+
+
+@given(
+    st.text(max_size=60) | st.lists(st.sampled_from(["chest", "X", "ray", "3", "12", "mm", "grade", "5.0", "Hand", ",", "-", "/"])).map(" ".join)
+)
+@example("RGB to JPEG Baseline 1 conversion")
+def test_the_auditor_takes_what_the_cleaner_leaves(text: str) -> None:
+    assert all(_is_clean(one) for one in (clean(text), clean(clean(text))) if one)
 
 
 def test_the_vocabulary_has_no_eponyms_that_are_surnames() -> None:
