@@ -353,11 +353,13 @@ def _is_clean(text: str) -> bool:
     """
     words, listed = text.casefold().split(), _vocabulary()
     for before, word, following in zip(["", *words], words, [*words[1:], ""], strict=False):
+        if word in listed or text in _NOTHING:
+            continue
         number = _CLEANED_NUMBER.fullmatch(word)
         unit = (number[2] or following) if number else ""
         digit = len(word) == 1 and word in "0123456789" and before.isalpha()
         pair = f"{before}-{word}" in listed or f"{word}-{following}" in listed
-        if word not in listed and not pair and not digit and not (unit and unit in listed) and text not in _NOTHING:
+        if not (pair or digit or unit in listed):
             return False
     return True
 

@@ -31,8 +31,6 @@ _CONFIDENCE_OF_WORDS = 0.55
 _CONFIDENCE_OF_TALL = {2: 0.9, 3: 0.9, 4: 0.8}  # of tall places; bones in a row read as zeros
 _READ_WELL = 0.75  # a reading from here on is not tried turned round
 _IN_LINE = 0.6  # confidence of a sign beside words that makes it part of their line
-_HALF_SIGN = 0.5  # heights of a place from the middle of a letter to its side
-_MARGIN_ALONG = 0.6  # heights added at the ends of a place
 _GAP, _REACH, _STEPS = 3.0, 6.0, 3  # heights of a line: between two of its signs, looked along at once; how often
 _NEIGHBOUR, _ALIKE = 1.5, 1.7  # heights between single signs that are read together, and how their heights may differ
 _DARK = 72  # median grey level of what is not black, up to which a picture is looked at brightened
@@ -93,7 +91,7 @@ def _places(view: NDArray[np.uint8], proposals: Iterable[Proposal]) -> list[Rect
     found = without_covered(words)
     for word in found:
         if not any(line.covers(word) for line in lines):
-            line = _whole_line(view, word, [other for other in found if other != word])
+            line = _whole_line(view, word, found)
             lines.append(_with_margin(line, min(line.bottom - line.top, line.right - line.left)))
     return places + lines
 
@@ -121,7 +119,7 @@ def _bounds(points: NDArray[np.float64]) -> Rectangle:
 
 def _with_margin(place: Rectangle, height: float) -> Rectangle:
     """First and last letters stick out of proposals more than heads and tails do."""
-    across, along = math.ceil(2 + 0.2 * height), math.ceil(2 + _MARGIN_ALONG * height)
+    across, along = math.ceil(2 + 0.2 * height), math.ceil(2 + 0.6 * height)
     lying = place.right - place.left >= place.bottom - place.top
     return place.grown(across, along) if lying else place.grown(along, across)
 
@@ -174,15 +172,15 @@ def _in_rows(signs: list[Rectangle]) -> Iterator[Rectangle]:
             yield both
 
 
-def _whole_line(view: NDArray[np.uint8], word: Rectangle, others: Sequence[Rectangle]) -> Rectangle:
-    """The word with the letters and digits that stand in line with it, less those of ``others``: they have their own.
+def _whole_line(view: NDArray[np.uint8], word: Rectangle, found: Sequence[Rectangle]) -> Rectangle:
+    """The word with the letters and digits in line with it, less those in other places of ``found``: they have lines.
 
     Else a large line would take a small one beside it for its end, and blank as much above and below it as large
     letters need.
     """
     place = word
     for _ in range(_STEPS):
-        longer = _lengthened(view, place, others)
+        longer = _lengthened(view, place, found)
         if longer == place:
             break
         place = longer
@@ -195,7 +193,7 @@ def _holds(place: Rectangle, at: float, middle: float, standing: bool) -> bool:
     return place.top <= row <= place.bottom and place.left <= column <= place.right
 
 
-def _lengthened(view: NDArray[np.uint8], place: Rectangle, others: Sequence[Rectangle]) -> Rectangle:
+def _lengthened(view: NDArray[np.uint8], place: Rectangle, found: Sequence[Rectangle]) -> Rectangle:
     """The place, longer by the signs that the reader makes out in its line nearby."""
     rows, columns = place.bottom - place.top, place.right - place.left
     standing, height = rows > _STANDING * columns, min(rows, columns)
@@ -216,8 +214,8 @@ def _lengthened(view: NDArray[np.uint8], place: Rectangle, others: Sequence[Rect
         if within and sum(within) / len(within) >= _READ_WELL:
             break
     middle = (place.left + place.right) / 2 if standing else (place.top + place.bottom) / 2
-    best = [at for at in best if not any(_holds(other, at, middle, standing) for other in others)]
-    half = _HALF_SIGN * height
+    best = [at for at in best if not any(_holds(other, at, middle, standing) for other in found)]
+    half = 0.5 * height
     for at in sorted(at for at in best if at > high):
         high = math.ceil(at + half) if at - high <= _GAP * height else high
     for at in sorted((at for at in best if at < low), reverse=True):

@@ -93,22 +93,18 @@ def clean(text: str, names: frozenset[str] = frozenset()) -> str:
         word = token.casefold()
         is_number = _NUMBER.fullmatch(word) is not None and after.casefold() in units()
         joined = _NUMBER_WITH_UNIT.fullmatch(word)
-        if (
+        allowed = (
             is_number
             or (word in vocabulary() and word not in names)
             or number in pairs
             or (joined is not None and joined[2] in units())
             or (number_before and word in units())
-        ):
-            kept.append(token)
-            word_before = word.isalpha()
-        elif word_before and not after[:1].isdigit() and _stands_alone(text, matches[number - 1], matches[number]):
-            lone.append(len(kept))
-            kept.append(token)
-            word_before = False
-        else:
-            word_before = False
-        number_before = is_number
+        )
+        if not allowed and word_before and not after[:1].isdigit():
+            allowed = _stands_alone(text, matches[number - 1], matches[number])
+            lone += [len(kept)] if allowed else []
+        kept += [token] if allowed else []
+        number_before, word_before = is_number, allowed and word.isalpha()
     beside = [at for at in lone if any(one[0].isdigit() for one in kept[max(0, at - 1) : at + 2 : 2])]
     return " ".join(one for at, one in enumerate(kept) if at not in beside)
 
