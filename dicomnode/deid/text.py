@@ -9,6 +9,7 @@ It never rewrites or guesses a word. Also the terms that a text of the Retain Pa
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -82,7 +83,7 @@ def clean(text: str, names: frozenset[str] = frozenset()) -> str:
     persons = named(text, matches)
     tokens = [match[0] for match in matches]
     following = (*tokens[1:], "")[: len(tokens)]
-    pairs = _pairs(tokens)
+    pairs = _pairs(tokens, names)
     kept: list[str] = []
     lone: list[int] = []  # where in ``kept`` a digit without a unit stands
     number_before = word_before = False
@@ -109,10 +110,11 @@ def clean(text: str, names: frozenset[str] = frozenset()) -> str:
     return " ".join(one for at, one in enumerate(kept) if at not in beside)
 
 
-def _pairs(tokens: list[str]) -> frozenset[int]:
-    """Numbers of those ``tokens`` that are listed together only: X-ray."""
-    found = (n for n in range(len(tokens) - 1) if f"{tokens[n]}-{tokens[n + 1]}".casefold() in vocabulary())
-    return frozenset(number for first in found for number in (first, first + 1))
+def _pairs(tokens: list[str], names: frozenset[str]) -> frozenset[int]:
+    """Numbers of those ``tokens`` that are listed together only (X-ray), less pairs with a word of ``names``."""
+    words = [token.casefold() for token in tokens]
+    found = (n for n, pair in enumerate(itertools.pairwise(words)) if "-".join(pair) in vocabulary())
+    return frozenset(number for n in found if names.isdisjoint(words[n : n + 2]) for number in (n, n + 1))
 
 
 def _stands_alone(text: str, before: re.Match[str], token: re.Match[str]) -> bool:

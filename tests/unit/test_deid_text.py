@@ -66,6 +66,10 @@ def test_the_auditor_takes_what_the_cleaner_leaves(text: str) -> None:
     assert all(_is_clean(one) for one in (clean(text), clean(clean(text))) if one)
 
 
+def test_a_pair_of_words_goes_where_one_of_them_is_a_name() -> None:
+    assert clean("Chest X-ray of knee", frozenset({"ray"})) == "Chest of knee"
+
+
 def test_the_vocabulary_has_no_eponyms_that_are_surnames() -> None:
     surnames = "willis boyd dodd hunter bell young hill graves crohn long white brown blanca blanco"
     assert not set(surnames.split()) & vocabulary()
