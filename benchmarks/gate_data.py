@@ -290,7 +290,7 @@ def charts(_: Path, __: Path, rng: np.random.Generator) -> Iterator[NDArray[np.f
                     axes.pie(np.abs(values[0, : int(rng.integers(2, 8))]) + 0.1)
             axes.set_title(" ".join(rng.choice(WORDS, 4)))
             figure.canvas.draw()
-            shown = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+            shown = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
             plt.close(figure)
         yield picture_pixels(Image.fromarray(shown))
     for _n in range(150):

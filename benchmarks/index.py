@@ -25,7 +25,7 @@ from sqlalchemy import insert
 
 from dicomnode.archive.database import open_engine
 from dicomnode.archive.schema import metadata, patients, studies
-from dicomnode.domain import ModelId, Pseudonym, PseudoUid, SliceRef
+from dicomnode.domain import ModelId, Pseudonym, PseudoUid, Shows, SliceRef
 from dicomnode.index.cases import QueryStudy
 from dicomnode.index.repository import VectorIndex
 from dicomnode.index.verdict import References, cache_path
@@ -140,7 +140,7 @@ def measure(n: int, dim: int) -> Iterator[str]:
             used.searcher.search(rows, 50)
             one = best_ms(lambda used=used, rows=rows: used.searcher.search(rows[:1], 50))
             study = best_ms(lambda used=used, rows=rows: used.searcher.search(rows, 50))
-            query = QueryStudy(refs, rows, modality="CT")
+            query = QueryStudy(refs, rows, shows=Shows("CT"))
             started = time.perf_counter()
             used.retriever.retrieve(query)
             first_s = time.perf_counter() - started

@@ -20,7 +20,7 @@ import faiss
 import hnswlib
 import numpy as np
 import structlog
-from index import Source, fill
+from index import Source, fill  # type: ignore[import-not-found]  # beside this file
 from numpy.typing import NDArray
 
 from dicomnode.archive.database import open_engine

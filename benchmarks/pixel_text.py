@@ -219,14 +219,14 @@ def main() -> None:
                 measure(image, planted, folder, figures)
                 _progress(figures)
         order = [paths[number] for number in rng.permutation(len(paths))]
-        count, share, touched = clean_share(order[: arguments.clean or None])
+        count, masked, touched = clean_share(order[: arguments.clean or None])
     f = figures
     print(f"images in which text was found      {share(f.found, f.images)}")
     print(f"  kept out, as text stayed readable  {share(f.kept_out, f.images)}")
     print(f"lines of text masked                {share(f.lines_found, f.lines)}")
     print(f"words readable before masking       {share(f.readable_before, f.words)}")
     print(f"words readable after masking        {share(f.readable, f.words)}")
-    print(f"pixels masked of clean CT           {100 * share:.4f} %, n = {count} images, {touched} of them touched")
+    print(f"pixels masked of clean CT           {100 * masked:.4f} %, n = {count} images, {touched} of them touched")
     if f.seconds:
         middle, computed = statistics.median(f.seconds), statistics.median(f.computed)
         print(f"seconds for 512 x 512 with text     median {middle:.2f}, n = {len(f.seconds)}, with the second look")
