@@ -30,12 +30,15 @@ _CONFIDENCE = {2: 0.7, 3: 0.6}
 _CONFIDENCE_OF_WORDS = 0.55
 _CONFIDENCE_OF_TALL = {2: 0.9, 3: 0.9, 4: 0.8}  # of tall places; bones in a row read as zeros
 _READ_WELL = 0.75  # a reading from here on is not tried turned round
-_IN_LINE = 0.6  # confidence of a sign beside words that makes it part of their line
-_GAP, _REACH, _STEPS = 3.0, 6.0, 3  # heights of a line: between two of its signs, looked along at once; how often
+_IN_LINE, _IN_LINE_APART = 0.6, 0.85  # confidence of a sign beside words, near or apart, that makes it part of them
+_NEAR, _GAP = 1.2, 3.0  # heights of a line between two signs that are near, and at most
+_REACH, _STEPS = 6.0, 3  # heights of a line that are looked along at once, and how often
+_BESIDE = 0.3  # share of the lower of two lines from which they count as side by side
 _NEIGHBOUR, _ALIKE = 1.5, 1.7  # heights between single signs that are read together, and how their heights may differ
 _DARK = 72  # median grey level of what is not black, up to which a picture is looked at brightened
 _STANDING = 1.2  # height to width from which a piece of text stands
 _TINY, _SMALL, _MEDIUM = 325, 700, 1300  # longest side up to which an image is looked at larger, by 4, 2 and 1.5
+_AREA = 1_100_000  # pixels up to which an image that is small for its longest side is looked at larger by 3
 _COARSE = 700  # longest side down to which larger images are also looked at smaller, for large letters
 
 
@@ -56,11 +59,20 @@ def find_text(view: NDArray[np.uint8], faint: NDArray[np.uint8] | None = None) -
     """
     rows, columns = view.shape[:2]
     places = _places(view, [p for scale in _scales(rows, columns) for p in pixel_ocr.proposals(view, scale)])
+    places += _standing_places(view)
     if faint is not None:
         places += _places(faint, pixel_ocr.proposals(faint, 1.0))
     elif (brighter := _brightened(view)) is not None:
         places += _places(brighter, pixel_ocr.proposals(brighter, _scales(rows, columns)[0]))
     return without_covered(place.clipped(rows, columns) for place in places)
+
+
+def _standing_places(view: NDArray[np.uint8]) -> list[Rectangle]:
+    """Places of text in the picture turned by a quarter: over anatomy the detector passes over lines that stand."""
+    rows, columns = view.shape[:2]
+    turned = np.ascontiguousarray(np.rot90(view))
+    places = _places(turned, pixel_ocr.proposals(turned, _scales(rows, columns)[0]))
+    return [Rectangle(p.left, columns - p.bottom, p.right, columns - p.top) for p in places]
 
 
 def _brightened(view: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
@@ -100,6 +112,8 @@ def _scales(rows: int, columns: int) -> tuple[float, ...]:
     longest = max(rows, columns)
     if longest <= _TINY:
         return (4.0, 2.0, 1.0)
+    if 9 * rows * columns <= _AREA:
+        return (3.0, 1.0)
     if longest <= _MEDIUM:
         return (2.0 if longest <= _SMALL else 1.5, 1.0)
     coarse = [0.5**n for n in range(1, 4) if longest * 0.5**n >= _COARSE]
@@ -119,7 +133,7 @@ def _bounds(points: NDArray[np.float64]) -> Rectangle:
 
 def _with_margin(place: Rectangle, height: float) -> Rectangle:
     """First and last letters stick out of proposals more than heads and tails do."""
-    across, along = math.ceil(2 + 0.2 * height), math.ceil(2 + 0.6 * height)
+    across, along = math.ceil(2 + 0.2 * height), math.ceil(2 + 0.4 * height)
     lying = place.right - place.left >= place.bottom - place.top
     return place.grown(across, along) if lying else place.grown(along, across)
 
@@ -187,10 +201,12 @@ def _whole_line(view: NDArray[np.uint8], word: Rectangle, found: Sequence[Rectan
     return place
 
 
-def _holds(place: Rectangle, at: float, middle: float, standing: bool) -> bool:
-    """Whether a sign that is ``at`` along a line, in the ``middle`` across, lies in ``place``."""
-    row, column = (at, middle) if standing else (middle, at)
-    return place.top <= row <= place.bottom and place.left <= column <= place.right
+def _holds(other: Rectangle, at: float, line: Rectangle, standing: bool) -> bool:
+    """Whether a sign that is ``at`` along ``line`` is of ``other``, which stands in that line or half beside it."""
+    if standing:
+        other, line = other.transposed, line.transposed
+    shared = min(other.bottom, line.bottom) - max(other.top, line.top)
+    return other.left <= at <= other.right and shared >= _BESIDE * min(other.rows, line.rows)
 
 
 def _lengthened(view: NDArray[np.uint8], place: Rectangle, found: Sequence[Rectangle]) -> Rectangle:
@@ -202,7 +218,7 @@ def _lengthened(view: NDArray[np.uint8], place: Rectangle, found: Sequence[Recta
     strip = grown.clipped(*view.shape[:2])
     start = strip.top if standing else strip.left
     low, high = (place.top, place.bottom) if standing else (place.left, place.right)
-    best: list[float] = []
+    best: list[tuple[float, float]] = []
     most = -1.0
     for turn in (1, 3) if standing else (0, 2):  # the second one is upside down
         line = np.ascontiguousarray(np.rot90(view[strip.window], turn))
@@ -210,14 +226,19 @@ def _lengthened(view: NDArray[np.uint8], place: Rectangle, found: Sequence[Recta
                  for one in pixel_ocr.signs(line)]  # fmt: skip
         within = [confidence for at, confidence in signs if low <= at <= high]
         if sum(within) > most:
-            most, best = sum(within), [at for at, confidence in signs if confidence >= _IN_LINE]
+            most, best = sum(within), [sign for sign in signs if sign[1] >= _IN_LINE]
         if within and sum(within) / len(within) >= _READ_WELL:
             break
-    middle = (place.left + place.right) / 2 if standing else (place.top + place.bottom) / 2
-    best = [at for at in best if not any(_holds(other, at, middle, standing) for other in found)]
-    half = 0.5 * height
-    for at in sorted(at for at in best if at > high):
-        high = math.ceil(at + half) if at - high <= _GAP * height else high
-    for at in sorted((at for at in best if at < low), reverse=True):
-        low = math.floor(at - half) if low - at <= _GAP * height else low
+    best = [sign for sign in best if not any(_holds(other, sign[0], place, standing) for other in found)]
+    high = _end_of_line(high, sorted(sign for sign in best if sign[0] > high), height)
+    low = -_end_of_line(-low, sorted((-at, confidence) for at, confidence in best if at < low), height)
     return place._replace(top=low, bottom=high) if standing else place._replace(left=low, right=high)
+
+
+def _end_of_line(end: int, signs: Sequence[tuple[float, float]], height: int) -> int:
+    """Where a line ends that ended at ``end`` before ``signs`` behind it, the nearest first, were looked at."""
+    for at, confidence in signs:
+        gap = (at - end) / height
+        if gap <= _NEAR or (gap <= _GAP and confidence >= _IN_LINE_APART):
+            end = max(end, math.ceil(at + 0.5 * height))
+    return end

@@ -24,6 +24,16 @@ class Rectangle(NamedTuple):
         return max(0, self.bottom - self.top) * max(0, self.right - self.left)
 
     @property
+    def rows(self) -> int:
+        """Its height."""
+        return self.bottom - self.top
+
+    @property
+    def transposed(self) -> Rectangle:
+        """With rows for columns."""
+        return Rectangle(self.left, self.top, self.right, self.bottom)
+
+    @property
     def window(self) -> tuple[slice, slice]:
         """As an index of an array of (rows, columns, ...)."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
