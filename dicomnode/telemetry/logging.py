@@ -62,6 +62,7 @@ KEYS: dict[str, Key] = {
     "version": Key(_N, "how many times an instance came with other bytes"),
     "instances": Key(_N, "number of instances"),
     "held": Key(_N, "number of kinds of objects held in quarantine"),
+    "masked": Key(_N, "number of instances that passed and in which text was blanked"),
     "faces": Key(_N, "number of instances that passed and from which a face may be recognised"),
     "studies": Key(_N, "number of studies"),
     "patients": Key(_N, "number of patients"),

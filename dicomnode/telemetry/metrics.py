@@ -78,6 +78,12 @@ METRICS: tuple[Metric, ...] = (
         "Studies that left the workflow, by outcome.",
         {"outcome": ("answered", "indexed", "quarantined", "failed")},
     ),
+    Metric(
+        "counter",
+        "dicomnode_deidentified_images_total",
+        "Images that passed de-identification, by what became of text in their pixels.",
+        {"pixels": ("masked", "examined", "not-examined")},
+    ),
     Metric("histogram", "dicomnode_step_seconds", "Seconds that a step of the workflow took.", {"step": STEPS}),
     Metric(
         "counter",
@@ -151,6 +157,10 @@ class Metrics:
     def study(self, outcome: str) -> None:
         """A study left the workflow."""
         self._count("dicomnode_studies_total", outcome)
+
+    def deidentified(self, pixels: str, images: int = 1) -> None:
+        """Images passed de-identification; ``pixels`` is a word of ``deid.result.PIXELS``."""
+        self._count("dicomnode_deidentified_images_total", pixels, by=images)
 
     def step(self, name: str, seconds: float) -> None:
         """A step of the workflow took ``seconds``."""

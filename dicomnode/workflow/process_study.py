@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from dicomnode.archive.records import InstanceRecord, read_record, said_of_study
 from dicomnode.deid.by_hand import ByHand
 from dicomnode.deid.faces import Face
 from dicomnode.deid.pool import DeidTask
+from dicomnode.deid.result import MASKED
 from dicomnode.domain import Answer, ModelId, OriginalUid, Pseudonym, PseudoUid, Shows, SliceRef, Verdict, VerdictKind
 from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull
 from dicomnode.index.cases import QueryStudy
@@ -77,7 +79,7 @@ def deidentify(ctx: Context, job_id: int) -> None:
         [DeidTask(i.path, staged / f"{i.id}.dcm", subject, by_hand=ByHand.from_text(i.by_hand)) for i in first]
     )
 
-    faces = 0
+    faces, pixels = 0, Counter[str]()
     refused: dict[str, list[int]] = {}
     lines: dict[str, DicomnodeError] = {}
     for instance, outcome in zip(first, outcomes, strict=True):
@@ -87,8 +89,9 @@ def deidentify(ctx: Context, job_id: int) -> None:
             reason = getattr(outcome, "reason", outcome.code)
             refused.setdefault(reason, []).append(instance.id)
             lines.setdefault(reason, outcome)
-        elif outcome.face != Face.NONE:
-            faces += 1
+        else:
+            faces += outcome.face != Face.NONE
+            pixels[outcome.pixels] += 1
     if first and sum(map(len, refused.values())) == len(first):
         worst = max(refused, key=lambda r: len(refused[r]))
         raise QuarantineError(worst, lines[worst].line, place=lines[worst].place, advice=lines[worst].advice)
@@ -96,7 +99,9 @@ def deidentify(ctx: Context, job_id: int) -> None:
         _hold(ctx, job_id, reason, ids, lines[reason])
     _write_json(folder / SUBJECT, {"pseudonym": subject.pseudonym})
     passed = len(first) - sum(map(len, refused.values()))
-    log.info("deidentified", job=job_id, instances=passed, held=len(refused), faces=faces)
+    for word, images in pixels.items():
+        ctx.metrics.deidentified(word, images)
+    log.info("deidentified", job=job_id, instances=passed, held=len(refused), faces=faces, masked=pixels[MASKED])
 
 
 def _hold(ctx: Context, job_id: int, reason: str, ids: Sequence[int], error: DicomnodeError) -> None:

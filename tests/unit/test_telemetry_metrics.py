@@ -56,6 +56,7 @@ def test_each_method_counts_in_its_own_metric(metrics):
     metrics.association()
     metrics.rejected_association("calling-ae")
     metrics.study("answered")
+    metrics.deidentified("masked", 3)
     metrics.step("embed", 2.0)
     metrics.quarantined("burned-in")
     metrics.result("delivered")
@@ -72,6 +73,7 @@ def test_each_method_counts_in_its_own_metric(metrics):
         ("dicomnode_associations_total",): 1,
         ("dicomnode_rejected_associations_total", "calling-ae"): 1,
         ("dicomnode_studies_total", "answered"): 1,
+        ("dicomnode_deidentified_images_total", "masked"): 3,
         ("dicomnode_step_seconds_count", "embed"): 1,
         ("dicomnode_step_seconds_sum", "embed"): 2,
         ("dicomnode_quarantined_total", "burned-in"): 1,

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from pydicom import dcmread
+from structlog.testing import capture_logs
 from workflow_samples import files, job_of, pages_in_ct, process, receive, rows
 
 from dicomnode.archive.answers import DELIVERED, PENDING
@@ -56,6 +58,15 @@ def answer_of(node: Node, job: int):
 
 def results_of(node: Node, job: int):
     return node.answers.results(answer_id=answer_of(node, job).id)
+
+
+def masked(node: Node) -> float:
+    """Images in whose pixels text was blanked, as the node's metrics have it."""
+    for family in text_string_to_metric_families(node.context.metrics.render().decode()):
+        for sample in family.samples:
+            if sample.labels.get("pixels") == "masked":
+                return sample.value
+    raise AssertionError("no such metric")
 
 
 class TestEachStepMayRunAgain:
@@ -288,7 +299,11 @@ class TestQuarantine:
                 ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
             ds.PixelData = (np.repeat(grey[..., None], 3, axis=2) if colour else grey).tobytes()
         job = job_of(node, images)
-        process(node, job, STEP_NAMES[:-1])
+        before = masked(node)
+        with capture_logs() as logs:
+            process(node, job, STEP_NAMES[:-1])
+        assert masked(node) - before == len(images)
+        assert [line["masked"] for line in logs if line["event"] == "deidentified"] == [len(images)]
         row = node.spool.job(job)
         assert row.answer_id is not None, "no image was quarantined"
         with pytest.raises(QuarantineError) as caught:
