@@ -89,14 +89,18 @@ def deid_command(
 
 
 def _explain(node: Node, path: Path, json: bool) -> None:
-    from dicomnode.workflow.batch.explain import explain_file
+    from dicomnode.deid.pixel_policy import PixelPolicy
+    from dicomnode.workflow.batch.explain import explain_file, explain_pixels
 
+    setting = node.settings.deid
+    rows = list(explain_file(node.recipe, path))
+    pixels = explain_pixels(path, PixelPolicy(setting.pixels, setting.ocr_sample, setting.faces))
     if json:
-        rows = list(explain_file(node.recipe, path))
-        print_json({"file": path, "attributes": [r.line for r in rows], "elements": [r.as_json() for r in rows]})
+        elements = [r.as_json() for r in rows]
+        print_json({"file": path, "attributes": [r.line for r in rows], "elements": elements, "pixels": pixels})
         return
-    for row in explain_file(node.recipe, path):
-        print(row.line)
+    for line in [*(row.line for row in rows), *([pixels] if pixels else [])]:
+        print(line)
 
 
 def _run(

@@ -624,8 +624,11 @@ class TestJson:
         done = repository.run("deid", "--explain", file, "--json")
         assert done.code == 0
         assert any("Patient's Name" in line for line in done.json()["attributes"])
+        assert done.json()["pixels"].startswith("Pixel Data: copied as they are")
         assert "Doe" not in done.out
-        assert "Patient's Name" in repository.run("deid", "--explain", file).out
+        out = repository.run("deid", "--explain", file).out
+        assert "Patient's Name" in out
+        assert "\nPixel Data: copied as they are" in out
 
     def test_training_prints_its_figures_as_one_object(self, tmp_path, monkeypatch):
         """A real run takes minutes (test_models_training has a short one): here what it returns is printed."""

@@ -11,10 +11,11 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from dicomnode.deid.pixel_policy import PixelPolicy
 from dicomnode.errors import Busy, InputError, NotFound, UsageError
 from dicomnode.testing import sample_study, write_study
 from dicomnode.workflow.batch.choices import INPUT_PREFIX, Layout, ReportPaths
-from dicomnode.workflow.batch.explain import explain_file
+from dicomnode.workflow.batch.explain import explain_file, explain_pixels
 from dicomnode.workflow.batch.journal import FOLDER, Journal
 from dicomnode.workflow.batch.report import Report, write_report
 from dicomnode.workflow.deidentify import Request, deidentified, identity_of, locate
@@ -349,6 +350,36 @@ def test_explaining_tells_each_attribute_at_every_depth_and_never_a_value(node, 
     assert rules["StudyDate"] == ("Table E.1-1, StudyDate: basic: Z, retain-longitudinal-modified-dates: C")
     assert rules["AccessionNumber"] == "Table E.1-1, AccessionNumber: basic: Z"
     assert rules["Rows"] == "not in Table E.1-1"
+
+
+@pytest.mark.parametrize(
+    ("modality", "sop_class", "policy", "told"),
+    [
+        ("CT", "1.2.840.10008.5.1.4.1.1.2", PixelPolicy(), "copied as they are"),
+        ("CT", "1.2.840.10008.5.1.4.1.1.2", PixelPolicy(sample=1.0), "examined"),
+        ("CT", "1.2.840.10008.5.1.4.1.1.7", PixelPolicy(), "examined"),
+        ("US", "1.2.840.10008.5.1.4.1.1.6.1", PixelPolicy("quarantine"), "the object is held [burned-in: "),
+        ("US", "1.2.840.10008.5.1.4.1.1.6.1", PixelPolicy(), "2 places are blanked by what is known of the device"),
+    ],
+)
+def test_explaining_tells_what_becomes_of_the_pixels(tmp_path, modality, sop_class, policy, told):
+    (ds,) = sample_study(1, matrix=32, Modality=modality, SOPClassUID=sop_class, ImageType=["ORIGINAL", "PRIMARY"])
+    if modality == "US":
+        region = Dataset()
+        region.RegionLocationMinX0, region.RegionLocationMinY0 = 0, 4
+        region.RegionLocationMaxX1, region.RegionLocationMaxY1 = 31, 27
+        ds.SequenceOfUltrasoundRegions = Sequence([region])
+    (path,) = write_study([ds], tmp_path)
+    line = explain_pixels(path, policy)
+    assert line.startswith(f"Pixel Data: {told}")
+    assert "\n" not in line
+
+
+def test_explaining_the_pixels_of_an_object_without_any_says_nothing(tmp_path):
+    (ds,) = sample_study(1, matrix=32)
+    del ds.PixelData
+    (path,) = write_study([ds], tmp_path)
+    assert explain_pixels(path, PixelPolicy()) == ""
 
 
 @pytest.mark.filterwarnings("ignore")  # of pydicom, about the damage

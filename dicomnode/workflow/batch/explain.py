@@ -1,4 +1,4 @@
-"""``deid --explain``: for each attribute of one file, at every depth, what happens to it and which rule says so.
+"""``deid --explain``: what happens to each attribute of one file, at every depth, and to its pixels, and by which rule.
 
 It never shows a value, nor a name that comes from the file (private creators). Sources: PS3.15 Table E.1-1.
 """
@@ -13,13 +13,15 @@ from typing import Any
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from dicomnode.deid import iod, table
+from dicomnode.deid import device_rules, iod, pixel_policy, table
 from dicomnode.deid.engine import is_private, is_unknown
 from dicomnode.deid.options import Option
+from dicomnode.deid.pixel_policy import PixelPolicy
 from dicomnode.deid.private import listed
 from dicomnode.deid.quiet import silenced
 from dicomnode.deid.recipe import Action, Recipe, field_name
-from dicomnode.errors import InputError
+from dicomnode.deid.source import open_source
+from dicomnode.errors import InputError, QuarantineError
 from dicomnode.models.headers import READ_ERRORS
 
 WORDS = {
@@ -80,6 +82,40 @@ def explain_file(recipe: Recipe, path: Path) -> Iterator[Explained]:
             yield from _explain(recipe, ds, str(ds.get("SOPClassUID") or ""), 0)
     except (InvalidDicomError, RecursionError, *READ_ERRORS) as exc:
         raise InputError(f"not DICOM, or damaged ({type(exc).__name__})", place=str(path)) from None
+
+
+def explain_pixels(path: Path, policy: PixelPolicy) -> str:
+    """What happens to the pixels of a file, judged by its header alone, in one line; empty where it has none.
+
+    Raises
+    ------
+    InputError
+        If the file is not DICOM, or damaged.
+    """
+    try:
+        with silenced():
+            source = open_source(path)
+            with source.stream:
+                return f"Pixel Data: {_of_pixels(source.ds, policy)}" if source.pixels else ""
+    except QuarantineError as exc:
+        raise InputError(exc.line, place=str(path)) from None
+
+
+def _of_pixels(ds: pydicom.Dataset, policy: PixelPolicy) -> str:
+    try:
+        looked_at = pixel_policy.must_look(ds, policy)
+    except QuarantineError as refused:
+        return f"the object is held [{refused.reason}: {refused.line}]"
+    setting = f'[deid] pixels = "{policy.mode}", {pixel_policy.text_of(ds, "Modality") or "no modality"}'
+    if not looked_at:
+        rule = "slices as acquired" if pixel_policy.is_acquired(ds) else "the object says that nothing is burned in"
+        return f"copied as they are, nobody looks for text [{setting}: {rule}]"
+    try:
+        places = len(device_rules.rectangles_for(ds, int(ds.Rows), int(ds.Columns)))
+    except (AttributeError, TypeError, ValueError):
+        places = 0
+    by_rule = f"{places} places are blanked by what is known of the device or its regions; " if places else ""
+    return f"{by_rule}examined, text that is found is blanked, and the object held where some stays [{setting}]"
 
 
 def _explain(recipe: Recipe, ds: pydicom.Dataset, sop_class: str, depth: int) -> Iterator[Explained]:
