@@ -29,6 +29,9 @@ TITLES = {
 Figure = Mapping[str, Any]  # {"mean", "ci": [low, high]}
 
 
+_MOST_CLASSES = 4  # side by side in a table; of more, each has a line
+
+
 @dataclass(frozen=True, slots=True)
 class OfClass:
     """A method's figures on the queries of one class, by name of ``COMPARED``; differences as in ``Summary``."""
@@ -185,7 +188,8 @@ def _protocol_tables(group: Sequence[Entry], reference: str | None) -> str:
         cells += ["" if row.differences is None else interval(row.differences[n], signed=True) for n in main]
         note = f" ({row.note})" if row.note else ""
         lines.append(f"| {row.method}{note} | {len(row.seeds)} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *_class_table(rows, against, main)])
+    many = len(rows[0].by_class) > _MOST_CLASSES
+    return "\n".join([*lines, "", *(_table_of_classes if many else _class_table)(rows, against, main)])
 
 
 def _class_table(rows: Sequence[Summary], against: str, main: Sequence[str]) -> list[str]:
@@ -200,6 +204,37 @@ def _class_table(rows: Sequence[Summary], against: str, main: Sequence[str]) -> 
                 cells += [interval(of_class.figures[n]), "" if apart is None else interval(apart[n], signed=True)]
         lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _table_of_classes(rows: Sequence[Summary], against: str, main: Sequence[str]) -> list[str]:
+    """One line a class: the reference, and the best other pack and control. All of it stands in the ledger."""
+    reference = next(row for row in rows if row.method == against)
+    packs = [r for r in rows if r.kind == "pack" and r is not reference]
+    controls = [r for r in rows if r.kind != "pack"]
+    head = "".join(f" {TITLES[n]}: {against} | best other pack | best control |" for n in main)
+    lines = [f"| class |{head}", "|---" * (1 + 3 * len(main)) + "|"]
+    empty = []
+    for label, of_class in reference.by_class.items():
+        if of_class.figures[main[0]]["mean"] is None:
+            empty.append(label)
+            continue
+        cells = []
+        for name in main:
+            cells.append(interval(of_class.figures[name]))
+            cells += [_best(others, label, name) for others in (packs, controls)]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    if empty:
+        lines += ["", f"Nothing to find, as one patient alone has them: {', '.join(empty)}."]
+    return lines
+
+
+def _best(rows: Sequence[Summary], label: str, name: str) -> str:
+    """The highest figure of a class among ``rows`` and whose it is."""
+    found = [(mean, r) for r in rows if (mean := r.by_class[label].figures[name]["mean"]) is not None]
+    if not found:
+        return "-"
+    best = max(found, key=lambda one: one[0])[1]
+    return f"{interval(best.by_class[label].figures[name])} {best.method}"
 
 
 def _cell(row: Summary, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,21 @@ class TestTables:
             assert lines[2].startswith("| good | ")
             assert {line.count("|") for line in lines} == {columns + 1}
 
+    def test_of_many_classes_each_has_a_line_with_the_best_of_the_others(self, tmp_path):
+        many = np.array([f"region {i % 6}" for i in range(QUERIES)])
+        evaluation = an_evaluation()
+        methods = [
+            replace(m, tables=tuple(replace(t, classes=many) for t in m.tables))
+            for m in (*evaluation.packs, *evaluation.controls)
+        ]
+        tables = replace(evaluation, packs=(methods[0],), controls=tuple(methods[1:]))
+        for entry in ledger.entries_of(tables):
+            ledger.write_entry(tmp_path / "many", entry)
+        text = markdown(ledger.read_ledger(tmp_path / "many"))
+        lines = text[text.index("| class |") :].splitlines()
+        assert [line.split("|")[1].strip() for line in lines[2:]] == [f"region {i}" for i in range(6)]
+        assert all(line.count("control: better") == 2 for line in lines[2:])
+
     def test_differences_are_to_the_reference_that_is_named_and_by_class(self, folder):
         rows = {r.method: r for r in summaries(ledger.read_ledger(folder), "control: equal")}
         assert rows["control: equal"].differences is None
@@ -202,6 +218,9 @@ class TestFiles:
         for entry in ledger.entries_of(an_evaluation("other")):
             ledger.write_entry(folder, entry)
         text, made = write_ledger_report(tmp_path / "out", folder)
+        again = write_ledger_report(tmp_path / "again", folder)[1]
+        for one, other in zip(sorted(made), sorted(again), strict=True):
+            assert one.read_bytes() == other.read_bytes(), one.name
         assert {"demo-curves.png", "other-curves.svg", "tables.md"} <= {p.name for p in made}
         assert text == (tmp_path / "out" / "tables.md").read_text()
         assert text.count("### ") == 2
