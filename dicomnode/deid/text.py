@@ -1,9 +1,9 @@
 """Cleaner of descriptive text for the Clean Descriptors Option (PS3.15 E.3.5).
 
-It keeps words of an allow-list (``config/deid/vocabulary.txt``), numbers with a unit and single digits that follow
-such a word ("grade 3"), and drops everything else: names, ids, dates and room numbers go because nobody listed them.
-It never rewrites or guesses a word. Also the terms that a text of the Retain Patient Characteristics Option may have
-(``config/deid/terms.txt``, E.3.4).
+It keeps words of an allow-list (``config/deid/vocabulary.txt``), numbers with a unit ("4 ml/s") and single digits that
+follow such a word ("grade 3"), and drops everything else: names, ids, dates and room numbers go because nobody listed
+them. It never rewrites or guesses a word. Also the terms that a text of the Retain Patient Characteristics Option may
+have (``config/deid/terms.txt``, E.3.4).
 """
 
 from __future__ import annotations
@@ -86,26 +86,22 @@ def clean(text: str, names: frozenset[str] = frozenset()) -> str:
     pairs = _pairs(tokens, names)
     kept: list[str] = []
     lone: list[int] = []  # where in ``kept`` a digit without a unit stands
-    number_before = word_before = False
+    number_before = unit_before = word_before = False
     for number, (token, after) in enumerate(zip(tokens, following, strict=True)):
         if number in persons:
-            number_before = word_before = False
+            number_before = unit_before = word_before = False
             continue
         word = token.casefold()
         is_number = _NUMBER.fullmatch(word) is not None and after.casefold() in units()
         joined = _NUMBER_WITH_UNIT.fullmatch(word)
-        allowed = (
-            is_number
-            or (word in vocabulary() and word not in names)
-            or number in pairs
-            or (joined is not None and joined[2] in units())
-            or (number_before and word in units())
-        )
+        per_unit = unit_before and text[matches[number - 1].end() : matches[number].start()] == "/"  # ml/s
+        unit = (joined is not None and joined[2] in units()) or ((number_before or per_unit) and word in units())
+        allowed = is_number or unit or (word in vocabulary() and word not in names) or number in pairs
         if not allowed and word_before and not after[:1].isdigit():
             allowed = _stands_alone(text, matches[number - 1], matches[number])
             lone += [len(kept)] if allowed else []
         kept += [token] if allowed else []
-        number_before, word_before = is_number, allowed and word.isalpha()
+        number_before, unit_before, word_before = is_number, unit, allowed and word.isalpha()
     beside = [at for at in lone if any(one[0].isdigit() for one in kept[max(0, at - 1) : at + 2 : 2])]
     return " ".join(one for at, one in enumerate(kept) if at not in beside)
 

@@ -124,6 +124,17 @@ def mean_of(tables: Sequence[PerQuery]) -> PerQuery:
     return PerQuery(**means, classes=first.classes, clusters=first.clusters)
 
 
+def of_queries(table: PerQuery, which: Bools) -> PerQuery:
+    """The table with the figures of the queries in ``which`` (bool [m]) alone; the others have none."""
+    names = ("precision", "recall", "ceiling", "ndcg", "ap")
+    kept = {}
+    for name in names:
+        values = np.array(getattr(table, name), dtype=np.float64)
+        values[~which] = np.nan
+        kept[name] = values
+    return PerQuery(**kept, classes=table.classes, clusters=table.clusters)
+
+
 def macro(values: Floats, classes: Strings) -> Floats:
     """Mean over classes of the mean over queries; float64 of ``values.shape[1:]``. NaN rows are left out."""
     rows = ~np.isnan(values.reshape(len(values), -1)).any(axis=1)

@@ -285,11 +285,12 @@ def _permuted(task: Task, first: Candidate, index: Vectors, queries: Vectors, se
     began, tables = time.monotonic(), []
     with index_ranker(first.model_id, index, queries) as ranker:
         ranker = _remembered(ranker)
+        asked = task.measure(ranker).counted  # permuted, a query finds something though no true answer is open
         for seed in seeds:
             rng = np.random.default_rng(seed)
             drawn = [task.measure(ranker, rng.permutation(len(task.index))) for _ in range(SHUFFLES)]
-            tables.append(metrics.mean_of(drawn))
-    note = f"the first pack's ranking; relevance of the index rows permuted, mean of {SHUFFLES} permutations a seed"
+            tables.append(metrics.of_queries(metrics.mean_of(drawn), asked))
+    note = f"the ranking of {first.name}; relevance of the index rows permuted, mean of {SHUFFLES} permutations a seed"
     return Method(_control(PERMUTED), "control", tuple(tables), seeds, note, seconds=time.monotonic() - began)
 
 
@@ -329,12 +330,12 @@ def _controls(task: Task, first: Candidate, index: Features, queries: Features, 
         made(SMALL, cosine(SMALL), "centred, cosine"),
         made(HISTOGRAM, cosine(HISTOGRAM), "Bhattacharyya"),
         *(
-            [made(RANDOM, twins, "architecture of the first pack, statistics of the index images", seeds)]
+            [made(RANDOM, twins, f"architecture of {first.name}, statistics of the index images", seeds)]
             if twins
             else []
         ),
-        made(MASKED, cosine(MASKED), f"the first pack; lungs found by {how}", own),
-        made(BORDER, cosine(BORDER), f"the first pack; only the outer {controls.BORDER} of 224 pixels", own),
+        made(MASKED, cosine(MASKED), f"{first.name}; lungs found by {how}", own),
+        made(BORDER, cosine(BORDER), f"{first.name}; only the outer {controls.BORDER} of 224 pixels", own),
         _permuted(task, first, index[first.name], queries[first.name], seeds),
     ]
 

@@ -23,6 +23,8 @@ from dicomnode.deid.text import clean, units, vocabulary
         ("CHEST 12/03/1965", "CHEST"),
         ("CHEST MRN12345 1234567", "CHEST"),
         ("CHEST 1234 mm", "CHEST"),
+        ("injected 80 ml at 4 ml/s, creatinine 1.2mg/dl", "injected 80 ml at 4 ml s creatinine 1.2mg dl"),
+        ("chest s/kg hip", "chest hip"),
         ("山田^太郎 chest", "chest"),
         ("mm kV", ""),
         ("CT chest. Accompanied by Small, tel", "CT chest"),
@@ -58,7 +60,7 @@ def test_whatever_comes_in_only_allowed_words_come_out(text: str) -> None:
     assert clean(clean(text)) == clean(text)
 
 
-_PIECES = ["chest", "X", "ray", "3", "12", "mm", "grade", "5.0", "Hand", ",", "-", "/"]
+_PIECES = ["chest", "X", "ray", "3", "12", "mm", "s", "grade", "5.0", "Hand", ",", "-", "/"]
 
 
 @given(st.text(max_size=60) | st.lists(st.sampled_from(_PIECES)).map(" ".join))

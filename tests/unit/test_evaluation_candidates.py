@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from evaluation_samples import labelled_folder, phantoms
@@ -82,3 +84,15 @@ def test_rows_that_come_later_are_measured_alike_without_controls(embedder, tmp_
     assert later.controls == ()
     assert [m.name for m in later.methods] == ["Lite0"]
     np.testing.assert_array_equal(later.packs[0].tables[0].ap, together.packs[1].tables[0].ap)
+
+
+def test_chance_is_asked_of_the_queries_that_have_something_to_find(tmp_path):
+    """Permuted, the one image of a patient's own class lies open elsewhere; it must not count as a find."""
+    index = read_rows(labelled_folder(tmp_path / "a", 12, seed=0, prefix="a"), Checks())
+    queries = read_rows(labelled_folder(tmp_path / "q", 12, seed=5, prefix="q"), Checks())
+    index[0] = replace(index[0], label="ALONE", group="one")
+    queries[0] = replace(queries[0], label="ALONE", group="one")
+    found = evaluate("demo", "Demo", index, queries, [of_checkpoint("Lite0", None, "efficientnet-lite0", 0, {})])
+    chance = next(m for m in found.controls if m.name == "control: permuted labels").tables[0]
+    assert not chance.counted[0]
+    assert chance.counted.tolist() == found.packs[0].tables[0].counted.tolist()

@@ -147,6 +147,16 @@ class TestTables:
             assert lines[2].startswith("| good | ")
             assert {line.count("|") for line in lines} == {columns + 1}
 
+    def test_notes_of_seeds_are_shown_up_to_where_they_differ(self, folder):
+        for seed in (0, 1):
+            path = folder / f"demo--control-random-weights--seed{seed}.json"
+            entry = json.loads(path.read_text())
+            entry["note"] = f"lungs of network-s{seed}"
+            path.write_text(json.dumps(entry))
+        text = markdown(ledger.read_ledger(folder))
+        assert "random weights (lungs of network-s...)" in text
+        assert "raw 32x32 pixels (centred)" in text
+
     def test_of_many_classes_each_has_a_line_with_the_best_of_the_others(self, tmp_path):
         many = np.array([f"region {i % 6}" for i in range(QUERIES)])
         evaluation = an_evaluation()

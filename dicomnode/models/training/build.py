@@ -43,8 +43,10 @@ LICENCE = (
 )
 LICENCE_START = ", and the encoder starts from EfficientNet-{name} (ImageNet, Apache-2.0)"
 INTENDED_USE = (
-    "Finding similar chest-CT slices in a repository for research and teaching. Not for diagnosis: the vector is no"
-    " classifier, and a list of similar cases says nothing about a patient by itself."
+    "Finding similar chest-CT slices in a repository for research and teaching. Not for diagnosis, and no medical"
+    " device: the vector is no classifier, and a list of similar cases says nothing about a patient by itself."
+    " One of its parts was taught to tell the classes of its labels apart, so likeness leans towards that"
+    " question. Measured slice by slice; a node compares whole studies, which was not measured."
 )
 TAUGHT = ({"modality": "CT", "region": "CHEST"},)  # what the images of DATA show
 DATA = (
