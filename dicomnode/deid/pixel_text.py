@@ -68,11 +68,18 @@ def find_text(view: NDArray[np.uint8], faint: NDArray[np.uint8] | None = None) -
 
 
 def _standing_places(view: NDArray[np.uint8]) -> list[Rectangle]:
-    """Places of text in the picture turned by a quarter: over anatomy the detector passes over lines that stand."""
+    """Lines of text in the picture turned by a quarter: over anatomy the detector passes over lines that stand."""
     rows, columns = view.shape[:2]
     turned = np.ascontiguousarray(np.rot90(view))
-    places = _places(turned, pixel_ocr.proposals(turned, _scales(rows, columns)[0]))
+    proposals = pixel_ocr.proposals(turned, _scales(rows, columns)[0])
+    places = _places(turned, [(points, score) for points, score in proposals if _is_long_and_lies(points)])
     return [Rectangle(p.left, columns - p.bottom, p.right, columns - p.top) for p in places]
+
+
+def _is_long_and_lies(points: NDArray[np.float64]) -> bool:
+    place = _bounds(points)
+    longer, shorter = _sides(points)
+    return longer >= _LONG * shorter and place.right - place.left > place.rows
 
 
 def _brightened(view: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
