@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dicomnode.deid.result import PIXELS
 from dicomnode.telemetry import audit, logging
 from dicomnode.telemetry.metrics import (
     FILE_BYTES,
@@ -83,6 +84,11 @@ def test_each_method_counts_in_its_own_metric(metrics):
         ("dicomnode_queries_total", "web"): 1,
         ("dicomnode_verdicts_total", "none"): 1,
     }
+
+
+def test_what_becomes_of_pixels_is_counted_by_the_words_of_the_engine():
+    (row,) = [r for r in METRICS if r.name == "dicomnode_deidentified_images_total"]
+    assert row.labels["pixels"] == PIXELS
 
 
 def test_a_label_outside_its_set_is_counted_as_other(metrics):
