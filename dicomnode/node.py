@@ -225,7 +225,7 @@ class Node:
         from dicomnode.deid.pool import DeidPool, PixelPolicy
 
         d, key = self.settings.deid, self.vault.uid_key
-        pixels, site = PixelPolicy(d.pixels, d.ocr_sample, d.faces), self.recipe.site
+        pixels, site = PixelPolicy.of(d), self.recipe.site
         return DeidPool(d.options, key, profile=d.profile, workers=d.workers, site=site, pixels=pixels)
 
     @property

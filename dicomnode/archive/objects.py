@@ -13,19 +13,11 @@ import shutil
 from pathlib import Path
 
 from dicomnode.domain import PseudoUid
+from dicomnode.durable import sync_folder
 from dicomnode.errors import DicomnodeError, NotFound, StorageFull
 
 _CHUNK = 1 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut (POSIX: a file's own fsync does not)."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sha256_of(path: Path) -> str:

@@ -92,9 +92,8 @@ def _explain(node: Node, path: Path, json: bool) -> None:
     from dicomnode.deid.pixel_policy import PixelPolicy
     from dicomnode.workflow.batch.explain import explain_file, explain_pixels
 
-    setting = node.settings.deid
     rows = list(explain_file(node.recipe, path))
-    pixels = explain_pixels(path, PixelPolicy(setting.pixels, setting.ocr_sample, setting.faces))
+    pixels = explain_pixels(path, PixelPolicy.of(node.settings.deid))
     if json:
         elements = [r.as_json() for r in rows]
         print_json({"file": path, "attributes": [r.line for r in rows], "elements": elements, "pixels": pixels})

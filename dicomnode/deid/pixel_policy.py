@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydicom.dataset import Dataset
 
+from dicomnode.config import Deid
 from dicomnode.errors import QuarantineError
 
 # Voxel grids of numbers, not pictures.
@@ -44,6 +45,11 @@ class PixelPolicy:
     mode: Literal["mask", "quarantine"] = "mask"
     sample: float = 0.0
     faces: Literal["flag", "quarantine"] = "flag"
+
+    @classmethod
+    def of(cls, settings: Deid) -> PixelPolicy:
+        """The policy that these settings ask for."""
+        return cls(settings.pixels, settings.ocr_sample, settings.faces)
 
 
 def text_of(ds: Dataset, keyword: str) -> str:

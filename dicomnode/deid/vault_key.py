@@ -20,7 +20,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from dicomnode.deid.durable import sync_folder
+from dicomnode.durable import sync_folder
 from dicomnode.errors import VaultError
 
 KEY_BYTES = 32  # AES-256, HMAC-SHA256

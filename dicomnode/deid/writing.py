@@ -19,10 +19,10 @@ from pydicom import dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from dicomnode.deid.durable import sync_folder
 from dicomnode.deid.pixel_mask import PixelOutcome
 from dicomnode.deid.source import Source, file_head
 from dicomnode.domain import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicomnode.durable import sync_folder
 from dicomnode.errors import QuarantineError
 
 _COPY_BLOCK = 1 << 20

@@ -193,7 +193,8 @@ def evaluate(
         checks.notes.append(f"{near[0]} near copies of {near[1]} queries are in the index under other patients: {does}")
     measured = [_measure(task, c, of_index[c.name], of_queries[c.name]) for c in packs]
     first = packs[0]
-    beside = _controls(task, first, of_index, of_queries, options) if options.controls else []
+    asked = measured[0].tables[0].counted
+    beside = _controls(task, first, asked, of_index, of_queries, options) if options.controls else []
     log.info("evaluated", slices=len(queries), seconds=round(time.monotonic() - began, 1))
     classes, counts = np.unique([r.label for r in index], return_counts=True)
     return Evaluation(
@@ -281,11 +282,13 @@ def _measure(task: Task, candidate: Candidate, index: Vectors, queries: Vectors)
     return Method(candidate.name, "pack", (table,), (candidate.seed,), candidate.note, candidate.recipe, seconds)
 
 
-def _permuted(task: Task, first: Candidate, index: Vectors, queries: Vectors, seeds: tuple[int, ...]) -> Method:
+def _permuted(
+    task: Task, first: Candidate, asked: metrics.Bools, index: Vectors, queries: Vectors, seeds: tuple[int, ...]
+) -> Method:
+    """``asked``: queries with something to find; permuted, others may seem to have it too."""
     began, tables = time.monotonic(), []
     with index_ranker(first.model_id, index, queries) as ranker:
         ranker = _remembered(ranker)
-        asked = task.measure(ranker).counted  # permuted, a query finds something though no true answer is open
         for seed in seeds:
             rng = np.random.default_rng(seed)
             drawn = [task.measure(ranker, rng.permutation(len(task.index))) for _ in range(SHUFFLES)]
@@ -306,7 +309,9 @@ def _remembered(ranker: Ranker) -> Ranker:
     return ranked
 
 
-def _controls(task: Task, first: Candidate, index: Features, queries: Features, options: Options) -> list[Method]:
+def _controls(
+    task: Task, first: Candidate, asked: metrics.Bools, index: Features, queries: Features, options: Options
+) -> list[Method]:
     def made(what: str, rankers: Sequence[Ranker], note: str, seeds: tuple[int, ...] = (0,)) -> Method:
         began = time.monotonic()
         tables = tuple(task.measure(r) for r in rankers)
@@ -336,7 +341,7 @@ def _controls(task: Task, first: Candidate, index: Features, queries: Features, 
         ),
         made(MASKED, cosine(MASKED), f"{first.name}; lungs found by {how}", own),
         made(BORDER, cosine(BORDER), f"{first.name}; only the outer {controls.BORDER} of 224 pixels", own),
-        _permuted(task, first, index[first.name], queries[first.name], seeds),
+        _permuted(task, first, asked, index[first.name], queries[first.name], seeds),
     ]
 
 

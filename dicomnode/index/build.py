@@ -20,6 +20,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from dicomnode.durable import sync_file
 from dicomnode.index import exact, snapshot
 from dicomnode.index import segments as files
 from dicomnode.index.mrpt import ChildDied, MrptProcess
@@ -231,7 +232,7 @@ def _manifest(
     parameters: dict[str, object],
 ) -> Manifest:
     for name in (snapshot.IDS, snapshot.HELD_OUT, snapshot.INDEX):
-        files.sync_file(work / name)
+        sync_file(work / name)
     return Manifest(
         format=snapshot.FORMAT,
         n=resident.n - len(held.tune) - len(held.test),

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dicomnode.durable import sync_folder
 from dicomnode.errors import Busy, IndexCorrupt, StorageFull
 
 Vectors = NDArray[np.float32]
@@ -82,24 +83,6 @@ def storage_errors(what: str) -> Iterator[None]:
         if isinstance(fault, FileNotFoundError):
             raise
         raise IndexCorrupt(f"{what} cannot be read or written: {fault.strerror}", advice=ADVICE) from fault
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Make the contents of a file that another process wrote survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_file(path: Path, *parts: bytes | memoryview) -> str:

@@ -21,6 +21,7 @@ import structlog
 from numpy.typing import NDArray
 
 from dicomnode.domain import ModelId
+from dicomnode.durable import sync_folder
 from dicomnode.errors import Busy, IndexCorrupt
 from dicomnode.index import segments as files
 from dicomnode.index.segments import Vectors
@@ -125,7 +126,7 @@ def publish(folder: Path, built: Path, manifest: Manifest) -> None:
     files.write_file(built / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
     final = built.with_suffix("")
     built.rename(final)
-    files.sync_folder(folder)
+    sync_folder(folder)
     kept = [final.name]
     models: set[str | None] = set()
     for name in names(folder):

@@ -66,21 +66,3 @@ def _database_error(orig: BaseException | None) -> DicomnodeError:
 
 def _has_code(orig: sqlite3.Error) -> bool:
     return getattr(orig, "sqlite_errorcode", None) is not None
-
-
-def sync_file(path: Path) -> None:
-    """fsync a file's bytes and size, whoever wrote them."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_folder(path: Path) -> None:
-    """fsync a folder, so that the names in it survive."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

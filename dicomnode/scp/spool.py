@@ -17,8 +17,9 @@ from sqlalchemy import Connection, Engine, delete, func, select, update
 
 from dicomnode.archive.database import Changes, open_engine, scrub
 from dicomnode.domain import OriginalUid
+from dicomnode.durable import sync_file, sync_folder
 from dicomnode.scp.arriving import ArrivingRows
-from dicomnode.scp.durability import database_errors, storage_error, sync_file, sync_folder
+from dicomnode.scp.durability import database_errors, storage_error
 from dicomnode.scp.group import GroupCommit
 from dicomnode.scp.incoming import Incoming
 from dicomnode.scp.jobs import Jobs

@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from dicomnode.durable import sync_folder
 from dicomnode.errors import DicomnodeError, UsageError
 
 
@@ -198,7 +199,7 @@ class AuditTrail:
         finally:
             os.close(fd)
         if new:
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
 
 
 def _last_line(fd: int, size: int) -> tuple[bytes, bool]:
@@ -214,14 +215,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def as_markdown() -> str:

@@ -20,11 +20,12 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
 from dicomnode.archive.amending import Amending
-from dicomnode.archive.objects import sha256_of, sync_folder
+from dicomnode.archive.objects import sha256_of
 from dicomnode.archive.records import read_record
 from dicomnode.deid.pseudonym import shift_date, shift_datetime
 from dicomnode.deid.vault import Merged
 from dicomnode.domain import Pseudonym, PseudoUid
+from dicomnode.durable import sync_folder
 from dicomnode.errors import InputError
 from dicomnode.models.headers import READ_ERRORS
 from dicomnode.workflow.context import Context

@@ -22,13 +22,14 @@ import structlog
 
 from dicomnode.archive.answers import PENDING, QuerySlice, StoredAnswer
 from dicomnode.archive.catalogue import StoredInstance
-from dicomnode.archive.objects import sha256_of, sync_folder
+from dicomnode.archive.objects import sha256_of
 from dicomnode.archive.records import InstanceRecord, read_record, said_of_study
 from dicomnode.deid.by_hand import ByHand
 from dicomnode.deid.faces import Face
 from dicomnode.deid.pool import DeidTask
 from dicomnode.deid.result import MASKED
 from dicomnode.domain import Answer, ModelId, OriginalUid, Pseudonym, PseudoUid, Shows, SliceRef, Verdict, VerdictKind
+from dicomnode.durable import sync_folder
 from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull
 from dicomnode.index.cases import QueryStudy
 from dicomnode.scp.records import Job

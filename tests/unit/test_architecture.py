@@ -10,13 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dicomnode"
 ROOT = PACKAGE.parent
 MAX_LINES = 500
-EVERYONE = {"domain", "errors"}
+EVERYONE = {"domain", "errors", "durable"}
 EVERYTHING = {"*"}
 
 # What each part may import besides domain, errors and telemetry's logging of its own (docs/architecture.md).
 ALLOWED: dict[str, set[str]] = {
     "domain": set(),
     "errors": set(),
+    "durable": set(),
     "config": set(),
     "testing": EVERYTHING,
     "cli": EVERYTHING,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from dicomnode.archive.objects import sync_folder
+from dicomnode.durable import sync_folder
 from dicomnode.errors import Busy, DicomnodeError, StorageFull, UsageError
 from dicomnode.workflow.batch.inputs import Input, printable
 
