@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,12 +67,8 @@ def deid_command(
         raise UsageError("--out is needed (or --dry-run, or --explain FILE)", place="dicomnode deid")
     if explain is None and not paths:
         raise UsageError("a file or folder is needed", place="dicomnode deid")
-    for path in [*(paths or []), *([explain] if explain else [])]:
-        if not path.exists():
-            raise UsageError("no such file or folder", place=str(path))
-    for path in report or []:
-        if not path.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    folder, reports = None if dry_run else out_dir, report or []
+    _check_places([*(paths or []), *([explain] if explain else [])], folder, reports)
     node = open_node(config)
     if workers is not None:
         section = node.settings.deid.model_copy(update={"workers": workers})
@@ -82,10 +80,62 @@ def deid_command(
             from dicomnode.workflow.deidentify import locate as find
 
             out.print(find(node.deid_context, paths or [], locate.removeprefix(INPUT_PREFIX)))
-        elif not _run(node, paths or [], None if dry_run else out_dir, layout, report or [], report_paths, json):
-            raise typer.Exit(EXIT_FAILED)
+        else:
+            with passing_vault(node) if dry_run else contextlib.nullcontext():
+                passed = _run(node, paths or [], folder, layout, reports, report_paths, json)
+            if not passed:
+                raise typer.Exit(EXIT_FAILED)
     finally:
         node.close()
+
+
+def _check_places(inputs: list[Path], folder: Path | None, reports: list[Path]) -> None:
+    """Refuse, before anything is read, inputs that are not there and places where nothing can be written."""
+    for path in inputs:
+        if not path.exists():
+            raise UsageError("no such file or folder", place=str(path))
+    for path in reports:
+        if not path.parent.is_dir():
+            raise UsageError("its folder does not exist", place=f"--report {path}", advice="make it first")
+    if folder is not None:
+        _check_folder(folder)
+
+
+@contextlib.contextmanager
+def passing_vault(node: Node) -> Iterator[None]:
+    """A dry run makes no vault: where none is, one in a folder of the identified zone that goes with the run."""
+    from dicomnode.config import Vault as Section
+    from dicomnode.deid.vault import Vault
+
+    path, key = node.vault_place
+    if path.exists() or (key.path is not None and key.path.exists()):
+        yield
+        return
+    zone = node.settings.identified_dir
+    zone.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=zone, prefix="dry-") as folder:
+        there = node.settings.node.model_copy(update={"data_dir": Path(folder)})
+        node.settings = node.settings.model_copy(update={"node": there, "vault": Section()})
+        Vault.open(*node.vault_place)
+        try:
+            yield
+        finally:
+            node.close()
+    for left in (zone, zone.parent):
+        with contextlib.suppress(OSError):  # something else is there
+            left.rmdir()
+
+
+def _check_folder(folder: Path) -> None:
+    """Make ``--out`` before anything is read, or say why it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UsageError("it is a file", place=f"--out {folder}") from None
+    except OSError as exc:
+        raise UsageError(f"the folder cannot be made ({exc.strerror})", place=f"--out {folder}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError("nothing can be written there", place=f"--out {folder}")
 
 
 def _explain(node: Node, path: Path, json: bool) -> None:
@@ -133,8 +183,8 @@ def _run(
                     _print(report, bool(reports))
                 return report.complete
         except KeyboardInterrupt:
-            advice = "" if folder is None else "; the same command goes on"
-            err.print(f"interrupted: {reached[0]} of {reached[1]} files are done{advice}")
+            kept = "nothing was kept" if folder is None else "the same command goes on"
+            err.print(f"interrupted: {reached[0]} of {reached[1]} files are done; no report was written; {kept}")
             raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -25,6 +26,8 @@ Config = Annotated[
     typer.Option("--config", help="Settings file; else $DICOMNODE_CONFIG, else config/dicomnode.toml, else defaults."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+TELL_S = 30.0  # between two lines of progress where there is no terminal
 
 # No markup: "[retrieval] k" is the name of a setting and "[x]" may be part of a path.
 out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
@@ -83,10 +86,25 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr with the time that is past and the time that remains; ``update(done, total)``.
 
-    Nothing where stderr is no terminal, or ``quiet``.
+    Where stderr is no terminal, a line now and then; nothing if ``quiet``.
     """
+    if not quiet and not err.is_terminal:
+        yield _line_now_and_then(what)
+        return
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
-    with Progress(*columns, console=err, disable=quiet or not err.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=err, disable=quiet, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _line_now_and_then(what: str) -> Callable[[int, int], None]:
+    told = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= TELL_S:
+            told = time.monotonic()
+            err.print(f"{done} of {total} {what}")
+
+    return update

@@ -35,7 +35,8 @@ Commands work beside a running node on the same `data_dir`: they write rows and 
 | `--json` | where a command reports: one JSON object on standard output, nothing else there |
 | exit 0 | done |
 | exit 1 | failed, or something was quarantined; of `index add`: nothing was there to add |
-| exit 2 | wrong usage: an unknown option or setting, a missing file, contradictory values |
+| exit 2 | wrong usage: an unknown option or setting, an input that is not there, contradictory values |
+| exit 130 | stopped by Ctrl-C; of `deid` by SIGTERM too |
 
 An error is one line on standard error, `error: PLACE: what happened (what to do)`. Progress bars and notes go to
 standard error too.

@@ -31,6 +31,7 @@ from dicomnode.deid.pseudonym import Subject
 from dicomnode.deid.quiet import safe_error, silenced
 from dicomnode.deid.site import SiteAction, SiteRecipe, SiteRule
 from dicomnode.deid.table import Row
+from dicomnode.deid.text_audit import NOTHING, is_clean, is_code, is_term, terms
 from dicomnode.errors import DicomnodeError, QuarantineError
 
 # File meta that a de-identified file may have (PS3.10 table 7.1-1); no AE titles, no private information.
@@ -42,8 +43,6 @@ _REMOVED_TAG, _METHOD_TAG, _CODES_TAG, _TEMPORAL_TAG = 0x00120062, 0x00120063, 0
 _OWN_TAGS = frozenset({_REMOVED_TAG, _METHOD_TAG, _CODES_TAG, _TEMPORAL_TAG})
 _METHOD = re.compile(r"dicomnode: PS3\.15 Annex E, recipe [0-9a-f]{12}(, \d+ exceptions)?")
 _PSEUDO_UID = re.compile(r"2\.25\.(0|[1-9]\d{0,38})")
-_CLEANED_NUMBER = re.compile(r"\d{1,3}(\.\d{1,3})?([^\W\d_][^\W_]*)?")
-_CODE_WORD = re.compile(r"[^\W_]+(?:\.[0-9]+)?")
 _AGE = re.compile(r"(\d{3})([DWMY])")
 # Value representations that could carry text but must not, PS3.5 table 6.2-1 (with ACR-NEMA's colons in TM).
 _FORMS = {
@@ -54,7 +53,6 @@ _FORMS = {
 _BLOCK = 1 << 20
 
 # Values that say nothing, by their text: what the profile's action D may leave.
-_NOTHING = frozenset({"", "ANONYMIZED", "000Y", "19000101", "19000101000000", "000000", "0", "0.0", "about:blank"})
 # CID 7050: the profile, and the code of each option.
 _PROFILE_CODE = "113100"
 _CODES = {
@@ -163,7 +161,7 @@ class Auditor:
             if row.vr in leaks.TEXT_VRS - {"AE", "CS", "PN", "UR"}:
                 return "cleaned"
         elif "K" in cells.values() and row.vr:  # what the dictionary does not know is not kept
-            return "age" if row.vr == "AS" else "term" if row.keyword in _terms() else "any"
+            return "age" if row.vr == "AS" else "term" if row.keyword in terms() else "any"
         if row.basic == "U":
             return "uid"
         if "U*" in row.basic:
@@ -187,7 +185,7 @@ class Auditor:
     ) -> Iterator[AuditFinding]:
         private: dict[leaks.Path, str] = {}
         if Option.SAFE_PRIVATE in self._options:
-            private = dict(private_audit.violations(after, self._safe_private, _is_clean, _is_code))
+            private = dict(private_audit.violations(after, self._safe_private, is_clean, is_code))
         dates = {path: element for path, element in leaks.elements(before) if element.VR in leaks.DATE_VRS}
         for path, element in leaks.elements(after):
             tag = int(element.tag)
@@ -220,7 +218,7 @@ class Auditor:
             return "an attribute that the profile empties has a value"
         if expected == "shifted" and not _is_shifted(element, original_date, subject.days):
             return "a date is not the original one moved by the patient's days"
-        if expected == "cleaned" and not all(_is_clean(str(one)) for one in held):
+        if expected == "cleaned" and not all(is_clean(str(one)) for one in held):
             return "a descriptive text has words outside the vocabulary"
         if expected == "age" and not all(_is_age(str(one)) for one in held):
             return "an age is not one, or over 89 years"
@@ -228,7 +226,7 @@ class Auditor:
             return "not an offset from UTC"
         if expected == "cleaned" and any(leaks.name_in(str(one), needles) for one in held):
             return "a descriptive text has a word of a person's name"
-        if expected == "term" and not all(_is_term(element.keyword, str(one)) for one in held):
+        if expected == "term" and not all(is_term(element.keyword, str(one)) for one in held):
             return "a characteristic of the patient is none of its terms"
         if expected in ("cleaned", "shifted", "nothing"):
             return ""
@@ -316,7 +314,7 @@ def _tag_violation(tag: int) -> str:
 def _says_nothing(value: object) -> bool:
     if isinstance(value, bytes):
         return not value.strip(b"\0")
-    return not isinstance(value, Dataset) and str(value) in _NOTHING
+    return not isinstance(value, Dataset) and str(value) in NOTHING
 
 
 def _is_shifted(element: DataElement, original: DataElement | None, days: int) -> bool:
@@ -337,48 +335,6 @@ def _moved(value: str, days: int) -> str | None:
         return None
 
 
-@functools.cache
-def _vocabulary() -> frozenset[str]:
-    return frozenset(
-        word
-        for name in ("vocabulary.txt", "units.txt")
-        for line in table.data_lines(name)
-        for word in line.casefold().split()
-    )
-
-
-def _is_clean(text: str) -> bool:
-    """Only allowed words and pairs of words, numbers of at most three digits before the point that carry or precede a
-    unit, and single digits behind a word.
-    """
-    words, listed = text.casefold().split(), _vocabulary()
-    for before, word, following in zip(["", *words], words, [*words[1:], ""], strict=False):
-        if word in listed or text in _NOTHING:
-            continue
-        number = _CLEANED_NUMBER.fullmatch(word)
-        unit = (number[2] or following) if number else ""
-        digit = len(word) == 1 and word in "0123456789" and before.isalpha()
-        pair = f"{before}-{word}" in listed or f"{word}-{following}" in listed
-        if not (pair or digit or unit in listed):
-            return False
-    return True
-
-
-@functools.cache
-def _terms() -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for line in table.data_lines("terms.txt"):
-        keyword, _, words = line.partition(":")
-        found.setdefault(keyword, set()).update(words.casefold().split())
-    return found
-
-
-def _is_term(keyword: str, text: str) -> bool:
-    if _terms()[keyword] == {"0-999"}:
-        return not text or re.fullmatch(r"[0-9]{1,3}(\.[0-9]{,6})?", text.strip()) is not None
-    return all(word in _terms()[keyword] for word in re.findall(r"[^\W_]+", text.casefold()))
-
-
 def _site_word(rule: SiteRule, now: str) -> str:
     """What a site's rule asks of an attribute, as one word of ``Auditor._expected``; ``now``: without the rule."""
     if rule.action is SiteAction.REMOVE:
@@ -388,14 +344,6 @@ def _site_word(rule: SiteRule, now: str) -> str:
     if rule.action is SiteAction.CLEAN:
         return "cleaned" if rule.exception or now in ("any", "age", "term", "offset") else now
     return "any" if rule.exception else now
-
-
-def _is_code(text: str) -> bool:
-    """A private code: words of the vocabulary or codes, and numbers of at most three digits."""
-    known = _vocabulary() | _terms()["PrivateCode"]
-    return all(
-        word in known or re.fullmatch(r"\d{1,3}(\.\d{1,3})?", word) for word in _CODE_WORD.findall(text.casefold())
-    )
 
 
 def _texts(element: DataElement) -> list[object]:

@@ -1,4 +1,4 @@
-"""Ctrl-C as a question that is asked between two files, instead of an exception at any place.
+"""Ctrl-C and SIGTERM as a question that is asked between two files, instead of an end at any place.
 
 An exception while a worker is being started leaves it half started, and one that comes up inside a finalizer is printed
 and forgotten by Python: the run would go on to its end.
@@ -12,18 +12,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# What happens to each signal where nobody has said otherwise.
+_USUAL: dict[signal.Signals, signal.Handlers | Callable[[int, FrameType | None], object]] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+}
+
 
 @contextmanager
 def interrupts_held() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C back; yields a function that raises ``KeyboardInterrupt`` where it was pressed.
+    """Hold both back; yields a function that raises ``KeyboardInterrupt`` where one has come.
 
-    What was pressed and never asked for is raised at the end. In other threads than the main one, and where somebody
-    else handles SIGINT, nothing is held back.
+    What came and was never asked for is raised at the end. In other threads than the main one nothing is held back,
+    nor is a signal that somebody else handles.
     """
     mine = threading.current_thread() is threading.main_thread()
-    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield lambda: None
-        return
+    held = [number for number, usual in _USUAL.items() if mine and signal.getsignal(number) == usual]
     pressed: list[int] = []
 
     def remember(number: int, _frame: FrameType | None) -> None:
@@ -33,11 +37,13 @@ def interrupts_held() -> Iterator[Callable[[], None]]:
         if pressed:
             raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, remember)
+    for number in held:
+        signal.signal(number, remember)
     try:
         yield check
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in held:
+            signal.signal(number, _USUAL[number])
     check()
 
 

@@ -68,7 +68,7 @@ def parse(profile: str, options: Iterable[str]) -> frozenset[Option]:
         try:
             option = Option(name)
         except ValueError:
-            known = " ".join(item.value for item in Option)
+            known = " ".join(item.value for item in Option if item not in _REFUSED)
             raise SettingsError(f"'{name}' is not an option", place="[deid] options", advice=f"use {known}") from None
         if option in _REFUSED:
             raise SettingsError(

@@ -219,7 +219,7 @@ _SITE_RULES = {
 
 def _with_site(now: Rule, site: SiteRule) -> Rule:
     """The rule of an attribute with a site's own: the stronger of both, or the site's where it names its exception."""
-    place, wanted = f"[deid] site_recipe, rule {site.number}", _SITE_RULES[site.action]
+    place, wanted = f"[deid] site_recipe, rule {site.number} ({site.attribute})", _SITE_RULES[site.action]
     pairs = [(now.type1, wanted.type1), (now.type2, wanted.type2), (now.type3, wanted.type3)]
     stronger = Rule(*(max(pair, key=_STRENGTH.__getitem__) for pair in pairs))
     weakens = any(_STRENGTH[old] > _STRENGTH[new] for old, new in pairs) and site.action in ("keep", "clean")
@@ -266,7 +266,7 @@ def _digest(recipe: Recipe) -> str:
     rules = {f"{tag:08X}": [rule.type1, rule.type2, rule.type3] for tag, rule in recipe.rules.items()}
     words = {
         name: table.data_file(name).read_text("utf-8")
-        for name in ("iod-types.json", "vocabulary.txt", "units.txt", "terms.txt", "name-cues.txt")
+        for name in ("iod-types.json", "vocabulary.txt", "word-parts.txt", "units.txt", "terms.txt", "name-cues.txt")
     }
     private = sorted([*one.key, one.vr, one.vm] for one in recipe.safe_private.values())
     text = json.dumps(

@@ -8,6 +8,7 @@ or what describes the pixels. Source: PS3.15 E.1 (a profile may be made stricter
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pydicom._dicom_dict import DicomDictionary
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 
 from dicomnode.deid import safe_private, table
@@ -107,65 +109,71 @@ def load(path: Path, *, keeps_private: bool) -> SiteRecipe:
         line = f"the site's recipe cannot be read ({type(error).__name__})"
         raise SettingsError(line, place=str(path), advice="correct [deid] site_recipe or the file") from None
     if set(data) - {"rule"} or not isinstance(data.get("rule", []), list):
-        raise _refused(path, 0, "only [[rule]] tables are known")
+        raise _refused(str(path), "only [[rule]] tables are known")
     rules = tuple(_rule(path, number, cells, keeps_private) for number, cells in enumerate(data.get("rule", []), 1))
     seen: set[object] = set()
     for rule in rules:
         key = rule.private.key if rule.private else rule.tag
         if key in seen:
-            raise _refused(path, rule.number, "an earlier rule is for the same attribute")
+            raise _refused(_place(path, rule.number, rule.attribute), "an earlier rule is for the same attribute")
         seen.add(key)
     return SiteRecipe(rules)
 
 
-def _refused(path: Path, number: int, line: str) -> SettingsError:
-    place = f"{path}, rule {number}" if number else str(path)
+def _place(path: Path, number: int, attribute: object) -> str:
+    return f"{path}, rule {number}" + (f" ({attribute})" if attribute and isinstance(attribute, str) else "")
+
+
+def _refused(place: str, line: str) -> SettingsError:
     return SettingsError(line, place=place, advice="see config/deid/example-site.toml")
 
 
 def _rule(path: Path, number: int, cells: Any, keeps_private: bool) -> SiteRule:
+    place = _place(path, number, cells.get("attribute") if isinstance(cells, dict) else None)
     if not isinstance(cells, dict) or not all(isinstance(value, str) for value in cells.values()):
-        raise _refused(path, number, "each field is a text in quotes")
+        raise _refused(place, "each field is a text in quotes")
     if unknown := sorted(set(cells) - _FIELDS):
-        raise _refused(path, number, f"unknown field '{unknown[0]}'")
+        raise _refused(place, f"unknown field '{unknown[0]}'")
     try:
         action = SiteAction(cells.get("action", ""))
     except ValueError:
         known = " ".join(one.value for one in SiteAction)
-        raise _refused(path, number, f"the action is none of: {known}") from None
+        raise _refused(place, f"the action is none of: {known}") from None
     exception = " ".join(cells.get("exception", "").split())
     if len(exception) > _LONGEST_REASON:
-        raise _refused(path, number, f"the exception is longer than {_LONGEST_REASON} characters")
+        raise _refused(place, f"the exception is longer than {_LONGEST_REASON} characters")
     attribute = cells.get("attribute", "")
     if match := _PRIVATE_TAG.fullmatch(attribute):
-        return _private(path, number, cells, action, exception, match, keeps_private)
+        return _private(place, number, cells, action, exception, match, keeps_private)
     if {"creator", "vr", "vm"} & set(cells):
-        raise _refused(path, number, "creator, vr and vm are for private attributes, written (gggg,xxee)")
-    return SiteRule(number, attribute, action, exception, _public(path, number, attribute, action))
+        raise _refused(place, "creator, vr and vm are for private attributes, written (gggg,xxee)")
+    return SiteRule(number, attribute, action, exception, _public(place, attribute, action))
 
 
-def _public(path: Path, number: int, attribute: str, action: SiteAction) -> int:
+def _public(place: str, attribute: str, action: SiteAction) -> int:
     """The tag of a public attribute that a rule may name."""
     match = _TAG.fullmatch(attribute)
     tag = int(match[1] + match[2], 16) if match else tag_for_keyword(attribute)
     if tag is not None and tag >> 16 & 1:
-        raise _refused(path, number, "a private attribute is written (gggg,xxee), with its creator")
+        raise _refused(place, "a private attribute is written (gggg,xxee), with its creator")
     if tag is None or not (dictionary_has_tag(tag) or tag in table.by_tag()):
-        raise _refused(path, number, "the attribute is no keyword or tag of the dictionary")
+        like = difflib.get_close_matches(attribute, [entry[4] for entry in DicomDictionary.values()], 1)
+        meant = f": did you mean {like[0]}?" if like else ""
+        raise _refused(place, f"the attribute is no keyword or tag of the dictionary{meant}")
     if tag in _PROTECTED or tag >> 16 in _PROTECTED_GROUPS or tag >> 16 <= 0x0006:
-        raise _refused(path, number, "the repository stands on this attribute: no rule may change it")
+        raise _refused(place, "the repository stands on this attribute: no rule may change it")
     if table.is_curve_or_overlay(tag):
-        raise _refused(path, number, "curves and overlays are always removed")
+        raise _refused(place, "curves and overlays are always removed")
     vr = dictionary_VR(tag) if dictionary_has_tag(tag) else ""
     if action is SiteAction.KEEP and (vr in _NEVER_KEPT or not vr):
-        raise _refused(path, number, "names of persons, UIDs, sequences and bytes are never kept")
+        raise _refused(place, "names of persons, UIDs, sequences and bytes are never kept")
     if action is SiteAction.CLEAN and vr not in TEXT_VRS:
-        raise _refused(path, number, "only texts can be cleaned")
+        raise _refused(place, "only texts can be cleaned")
     return tag
 
 
 def _private(
-    path: Path,
+    place: str,
     number: int,
     cells: dict[str, str],
     action: SiteAction,
@@ -175,24 +183,24 @@ def _private(
 ) -> SiteRule:
     group, element, creator = int(match[1], 16), int(match[2], 16), cells.get("creator", "").strip()
     if not group & 1:
-        raise _refused(path, number, "a private attribute has an odd group")
+        raise _refused(place, "a private attribute has an odd group")
     if not creator:
-        raise _refused(path, number, "a private attribute needs its creator")
+        raise _refused(place, "a private attribute needs its creator")
     if action not in (SiteAction.KEEP, SiteAction.REMOVE):
-        raise _refused(path, number, "private attributes can be kept or removed")
+        raise _refused(place, "private attributes can be kept or removed")
     listed = safe_private.elements().get((group, creator, element))
     if action is SiteAction.REMOVE:
         if listed is None:
-            raise _refused(path, number, "it is removed without a rule: Table E.3.10-1 does not list it")
+            raise _refused(place, "it is removed without a rule: Table E.3.10-1 does not list it")
         return SiteRule(number, cells["attribute"], action, exception, private=listed)
     if not keeps_private:
-        raise _refused(path, number, "private attributes are kept with the option retain-safe-private only")
+        raise _refused(place, "private attributes are kept with the option retain-safe-private only")
     if not exception:
-        raise _refused(path, number, "what keeps needs an exception with its reason")
+        raise _refused(place, "what keeps needs an exception with its reason")
     if cells.get("vr") not in _PRIVATE_KEPT:
-        raise _refused(path, number, f"vr is none of: {' '.join(sorted(_PRIVATE_KEPT))}")
+        raise _refused(place, f"vr is none of: {' '.join(sorted(_PRIVATE_KEPT))}")
     vm = cells.get("vm", "1")
     if not re.fullmatch(r"\d+(-(\d+|n))?", vm):
-        raise _refused(path, number, "vm is a number, or two: 1, 3-4, 1-n")
+        raise _refused(place, "vm is a number, or two: 1, 3-4, 1-n")
     kept = SafeElement(group, element, creator, cells["vr"], vm, cells["attribute"])
     return SiteRule(number, cells["attribute"], action, exception, private=kept)

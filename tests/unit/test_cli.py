@@ -275,11 +275,28 @@ class TestUsage:
         assert named in done.err.splitlines()[-1]
         assert "Traceback" not in done.err
 
-    def test_a_report_that_cannot_be_written_is_one_line(self, repository, tmp_path):
-        study = write_study(sample_study(1, matrix=64), tmp_path / "s")
-        done = repository.run("deid", *study, "--dry-run", "--report", tmp_path / "absent" / "r.json")
-        assert done.code == 1
-        assert "absent/r.json: No such file or directory" in done.error()
+    @pytest.mark.parametrize(
+        ("options", "line"),
+        [
+            (
+                ["--dry-run", "--report", "absent/r.json"],
+                "--report absent/r.json: its folder does not exist (make it first)",
+            ),
+            (["--out", "file"], "--out file: it is a file"),
+            (["--out", "file/below"], "--out file/below: the folder cannot be made (Not a directory)"),
+            (["--out", "/proc/foo/bar"], "--out /proc/foo/bar: the folder cannot be made (No such file or directory)"),
+        ],
+    )
+    def test_a_place_where_nothing_can_be_written_is_told_before_anything_is_read(
+        self, options, line, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "file").touch()
+        write_study(sample_study(1, matrix=64), tmp_path / "s")
+        done = run("deid", "s", *options)
+        assert done.code == 2
+        assert line in done.error()
+        assert {p.name for p in tmp_path.iterdir()} == {"file", "s"}
 
     def test_a_fault_of_the_program_is_one_line_without_what_it_was_about(self, monkeypatch):
         def broken(*_: object) -> None:

@@ -277,6 +277,22 @@ def test_ctrl_c_that_nobody_asked_for_is_raised_at_the_end() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_polite_kill_ends_a_run_like_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / "owner.py").write_text(INTERRUPTED)
+    (task,) = tasks(tmp_path, 1)
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, str(tmp_path / "owner.py"), str(task.src), str(tmp_path / "out")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as owner:
+        assert owner.stdout is not None and owner.stderr is not None
+        assert owner.stdout.readline() == "begun\n"
+        time.sleep(0.3)
+        os.kill(owner.pid, signal.SIGTERM)
+        assert owner.wait(20) == 130
+        assert owner.stderr.read() == ""
+    assert not list((tmp_path / "out").glob("*.part*"))
+
+
 @pytest.mark.parametrize("after", [0.0, 0.02, 0.3])  # while a worker is being started too
 def test_ctrl_c_ends_a_run_soon_and_without_a_word_from_its_workers(tmp_path: Path, after: float) -> None:
     (tmp_path / "owner.py").write_text(INTERRUPTED)

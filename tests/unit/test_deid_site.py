@@ -132,6 +132,8 @@ def test_the_hash_covers_rules_and_reasons(tmp_path: Path) -> None:
         (rule(attribute="StudyDate", action="clean"), "only texts"),
         (rule(attribute="(6000,3000)", action="keep", exception="x"), "curves|no keyword"),
         (rule(attribute="(0021,xx05)", creator="ACME", vr="DS", action="keep", exception="x"), "retain-safe-private"),
+        (rule(attribute="SoftwareVersion", action="remove"), r"\(SoftwareVersion\).*did you mean SoftwareVersions\?"),
+        (rule(attribute="StudyID", action="keep"), r"site_recipe, rule 1 \(StudyID\)"),
         ("[[rule", "cannot be read"),
         ("[[rule]]\nattribute = 3\n", "text in quotes"),
     ],
@@ -232,3 +234,5 @@ def test_the_command_and_its_report_tell_the_exceptions(tmp_path: Path, monkeypa
     ]
     (written,) = (tmp_path / "out").rglob("*.dcm")
     assert dcmread(written).StudyID == "ST4711"
+    checked = CliRunner().invoke(app, ["config", "check"])
+    assert f"site rule 1: keep StudyID, exception: {REASON}" in " ".join(checked.output.split())

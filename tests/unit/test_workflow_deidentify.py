@@ -10,7 +10,9 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from typer.testing import CliRunner
 
+from dicomnode.cli.app import app
 from dicomnode.deid.pixel_policy import PixelPolicy
 from dicomnode.errors import Busy, InputError, NotFound, UsageError
 from dicomnode.testing import sample_study, write_study
@@ -110,6 +112,19 @@ def test_a_dry_run_tells_the_same_and_writes_nothing(node, incoming, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"in", "var"}
     assert node.vault.status().patients == 0
     assert run(node, [incoming], tmp_path / "out")["changes"] == data["changes"]
+
+
+def test_a_dry_run_without_a_vault_makes_none(incoming, tmp_path):
+    config = tmp_path / "node.toml"
+    config.write_text(f'[node]\ndata_dir = "{tmp_path}/new/var"\n[vault]\nkey_file = "{tmp_path}/new/vault.key"\n')
+    report = tmp_path / "r.json"
+    done = CliRunner().invoke(
+        app, ["deid", str(incoming), "--dry-run", "--report", str(report), "--config", str(config)]
+    )
+    assert "2 ok, 2 quarantined" in done.stdout
+    assert "vault created" not in done.output
+    assert json.loads(report.read_text())["dry_run"] is True
+    assert not [p for p in (tmp_path / "new").rglob("*") if p.is_file()]
 
 
 class TestOneUidTwice:

@@ -1,0 +1,84 @@
+"""The audit of cleaned texts: what an allow-list may have left of them. It shares no code with what cleans (text.py).
+
+Both read the lists of ``config/deid``: ``vocabulary.txt``, ``units.txt``, ``word-parts.txt`` and ``terms.txt``.
+Sources: PS3.15 E.3.4, E.3.5.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from dicomnode.deid import table
+
+# Values that say nothing: empty, and the dummies of PS3.15 E.1.
+NOTHING = frozenset({"", "ANONYMIZED", "000Y", "19000101", "19000101000000", "000000", "0", "0.0", "about:blank"})
+_CLEANED_NUMBER = re.compile(r"\d{1,3}(\.\d{1,3})?([^\W\d_][^\W_]*)?")
+_CODE_WORD = re.compile(r"[^\W_]+(?:\.[0-9]+)?")
+_SHORTEST_REST = 5  # letters of the listed word that ends a compound
+
+
+def is_clean(text: str) -> bool:
+    """Only allowed words, compounds and pairs of words, numbers of at most three digits before the point that carry or
+    precede a unit, and single digits behind a word.
+    """
+    words, listed = text.casefold().split(), _vocabulary()
+    for before, word, following in zip(["", *words], words, [*words[1:], ""], strict=False):
+        if word in listed or text in NOTHING or _is_compound(word):
+            continue
+        number = _CLEANED_NUMBER.fullmatch(word)
+        unit = (number[2] or following) if number else ""
+        digit = len(word) == 1 and word in "0123456789" and before.isalpha()
+        pair = f"{before}-{word}" in listed or f"{word}-{following}" in listed
+        if not (pair or digit or unit in listed):
+            return False
+    return True
+
+
+def is_term(keyword: str, text: str) -> bool:
+    """Whether a characteristic of the patient is made of the terms of its attribute."""
+    if terms()[keyword] == {"0-999"}:
+        return not text or re.fullmatch(r"[0-9]{1,3}(\.[0-9]{,6})?", text.strip()) is not None
+    return all(word in terms()[keyword] for word in re.findall(r"[^\W_]+", text.casefold()))
+
+
+def is_code(text: str) -> bool:
+    """A private code: words of the vocabulary or codes, and numbers of at most three digits."""
+    known = _vocabulary() | terms()["PrivateCode"]
+    return all(
+        word in known or re.fullmatch(r"\d{1,3}(\.\d{1,3})?", word) for word in _CODE_WORD.findall(text.casefold())
+    )
+
+
+@functools.cache
+def terms() -> dict[str, set[str]]:
+    """By keyword: the words, in lower case, that a characteristic may be made of."""
+    found: dict[str, set[str]] = {}
+    for line in table.data_lines("terms.txt"):
+        keyword, _, words = line.partition(":")
+        found.setdefault(keyword, set()).update(words.casefold().split())
+    return found
+
+
+def _listed(*names: str) -> frozenset[str]:
+    return frozenset(word for name in names for line in table.data_lines(name) for word in line.casefold().split())
+
+
+@functools.cache
+def _vocabulary() -> frozenset[str]:
+    return _listed("vocabulary.txt", "units.txt")
+
+
+@functools.cache
+def _word_parts() -> re.Pattern[str]:
+    return re.compile(f"(?:{'|'.join(sorted(map(re.escape, _listed('word-parts.txt'))))})+")
+
+
+def _is_compound(word: str) -> bool:
+    """Word parts, then a listed word; Spanish doubles its r behind a vowel (espleno + renal: esplenorrenal)."""
+    for at in range(1, len(word) - _SHORTEST_REST + 1):
+        rest = word[at:]
+        ends = rest in _vocabulary() or (rest[:2] == "rr" and len(rest) > _SHORTEST_REST and rest[1:] in _vocabulary())
+        if ends and _word_parts().fullmatch(word[:at]):
+            return True
+    return False
