@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from dicomnode.deid import table
+from dicomnode.deid.text_audit import is_allowed
 
 TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 DATE_VRS = frozenset({"DA", "DT"})
@@ -57,15 +58,16 @@ def values(element: DataElement) -> list[Any]:
 
 @functools.cache
 def common_words() -> frozenset[str]:
-    """Words that identify nobody: the vocabulary, its units, vendors and defined terms, in lower case."""
-    names = ("vocabulary.txt", "units.txt", "common-words.txt")
+    """Words that identify nobody: the vocabulary, units, everyday words, vendors and defined terms, in lower case."""
+    names = ("vocabulary.txt", "units.txt", "lower-case-words.txt", "common-words.txt")
     return frozenset(word for name in names for line in table.data_lines(name) for word in line.casefold().split())
 
 
 def _is_common(text: str) -> bool:
     """Whether every longer word of ``text`` is a common one. Numbers never are."""
     words = _WORD.findall(text.casefold())
-    return all(word in common_words() or (len(word) < MIN_WORD and not word.isdigit()) for word in words)
+    short = (len(word) < MIN_WORD and not word.isdigit() for word in words)
+    return all(word in common_words() or few or is_allowed(word) for word, few in zip(words, short, strict=True))
 
 
 def _squash(text: str) -> str:

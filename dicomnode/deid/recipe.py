@@ -50,6 +50,11 @@ class Action(StrEnum):
     TERM = "term"
 
 
+# Lists that decide what a text keeps, and the types that decide what an attribute becomes.
+WORD_FILES = (
+    "iod-types.json", "vocabulary.txt", "word-parts.txt", "word-endings.txt", "surnames.txt", "lower-case-words.txt",
+    "units.txt", "terms.txt", "name-cues.txt",
+)  # fmt: skip
 # Functions that the engine defines for REPLACE and ADD rules.
 FUNCTIONS = frozenset(
     {"blank", "dummy", "uid", "pid", "shift", "clean", "age", "timezone", "term", "methods", "identity"}
@@ -264,10 +269,7 @@ def compile_recipe(
 
 def _digest(recipe: Recipe) -> str:
     rules = {f"{tag:08X}": [rule.type1, rule.type2, rule.type3] for tag, rule in recipe.rules.items()}
-    words = {
-        name: table.data_file(name).read_text("utf-8")
-        for name in ("iod-types.json", "vocabulary.txt", "word-parts.txt", "units.txt", "terms.txt", "name-cues.txt")
-    }
+    words = {name: table.data_file(name).read_text("utf-8") for name in WORD_FILES}
     private = sorted([*one.key, one.vr, one.vm] for one in recipe.safe_private.values())
     text = json.dumps(
         [sorted(recipe.options), rules, recipe.additions, private, recipe.exceptions, words], sort_keys=True

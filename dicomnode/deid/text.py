@@ -1,9 +1,9 @@
 """Cleaner of descriptive text for the Clean Descriptors Option (PS3.15 E.3.5).
 
-It keeps words of an allow-list (``config/deid/vocabulary.txt``), compounds that end with one, numbers with a unit
-("4 ml/s") and single digits that follow such a word ("grade 3"), and drops everything else: names, ids, dates and room
-numbers go because nobody listed them. It never rewrites or guesses a word. Also the terms that a text of the Retain
-Patient Characteristics Option may have (``config/deid/terms.txt``, E.3.4).
+It keeps known words (words.py), numbers with a unit ("4 ml/s") and single digits that follow such a word ("grade 3"),
+and drops everything else: names, ids, dates and room numbers go because nobody listed them. It never rewrites or
+guesses a word. Also the terms that a text of the Retain Patient Characteristics Option may have
+(``config/deid/terms.txt``, E.3.4).
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from collections.abc import Iterable
 
 from dicomnode.deid import table
 from dicomnode.deid.names import named
+from dicomnode.deid.words import is_known, lower_case_words, vocabulary
 
 # Letters and digits, with decimals: "CHEST", "T2", "1.5T", "5.0". Everything else separates.
 _TOKEN = re.compile(r"[^\W_]+(?:\.\d+[^\W_]*)?")
 _NAME_WORD = re.compile(r"[^\W\d_]+")
-SHORTEST_REST = 5  # letters of the listed word of a compound
-LONGEST_WORD = 40  # letters of a compound
 SHORTEST_NAME = 3  # letters; two of them are CT, MR and the like more often than a name
 PRIVATE_CODE = "PrivateCode"  # in terms.txt: codes of safe private elements
 NUMBER = "0-999"  # in place of terms
@@ -29,35 +28,6 @@ _NUMBER = re.compile(r"\d{1,3}(?:\.\d{1,3})?")
 _DIGIT = re.compile(r"[0-9]")
 _AFTER_DIGIT = frozenset(",;)")
 _NUMBER_WITH_UNIT = re.compile(r"(\d{1,3}(?:\.\d{1,3})?)([^\W\d_][^\W_]*)")
-
-
-@functools.cache
-def vocabulary() -> frozenset[str]:
-    """The allowed words, in lower case."""
-    return frozenset(word for line in table.data_lines("vocabulary.txt") for word in line.casefold().split())
-
-
-@functools.cache
-def _word_parts() -> tuple[str, ...]:
-    return tuple(word for line in table.data_lines("word-parts.txt") for word in line.casefold().split())
-
-
-@functools.lru_cache(maxsize=4096)
-def is_compound(word: str) -> bool:
-    """Whether ``word`` (lower case) is made of parts (``config/deid/word-parts.txt``) and a listed word behind them.
-
-    "aorto" and "pulmonary" are: nobody lists every pair. The listed word has five letters at least, as short ones end
-    many a surname. Spanish doubles an r between the two (espleno + renal: "esplenorrenal").
-    """
-    if len(word) > LONGEST_WORD:
-        return False
-    for part in _word_parts():
-        if word.startswith(part):
-            rest = word[len(part) :]
-            rests = (rest, rest[1:]) if rest.startswith("rr") else (rest,)
-            if any(len(one) >= SHORTEST_REST and one in vocabulary() for one in rests) or is_compound(rest):
-                return True
-    return False
 
 
 @functools.cache
@@ -121,7 +91,7 @@ def clean(text: str, names: frozenset[str] = frozenset()) -> str:
         joined = _NUMBER_WITH_UNIT.fullmatch(word)
         per_unit = unit_before and text[matches[number - 1].end() : matches[number].start()] == "/"  # ml/s
         unit = (joined is not None and joined[2] in units()) or ((number_before or per_unit) and word in units())
-        known = word not in names and (word in vocabulary() or is_compound(word))
+        known = word not in names and (is_known(word) or (word == token and word in lower_case_words()))
         allowed = is_number or unit or known or number in pairs
         if not allowed and word_before and not after[:1].isdigit():
             allowed = _stands_alone(text, matches[number - 1], matches[number])

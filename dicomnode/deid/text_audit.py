@@ -1,6 +1,7 @@
 """The audit of cleaned texts: what an allow-list may have left of them. It shares no code with what cleans (text.py).
 
-Both read the lists of ``config/deid``: ``vocabulary.txt``, ``units.txt``, ``word-parts.txt`` and ``terms.txt``.
+Both read the lists of ``config/deid``: ``vocabulary.txt``, ``units.txt``, ``word-parts.txt``,
+``word-endings.txt``, ``surnames.txt``, ``lower-case-words.txt`` and ``terms.txt``.
 Sources: PS3.15 E.3.4, E.3.5.
 """
 
@@ -15,6 +16,7 @@ from dicomnode.deid import table
 NOTHING = frozenset({"", "ANONYMIZED", "000Y", "19000101", "19000101000000", "000000", "0", "0.0", "about:blank"})
 _CLEANED_NUMBER = re.compile(r"\d{1,3}(\.\d{1,3})?([^\W\d_][^\W_]*)?")
 _CODE_WORD = re.compile(r"[^\W_]+(?:\.[0-9]+)?")
+_LONGEST_WORD = 40  # letters
 _SHORTEST_REST = 5  # letters of the listed word that ends a compound
 
 
@@ -22,9 +24,10 @@ def is_clean(text: str) -> bool:
     """Only allowed words, compounds and pairs of words, numbers of at most three digits before the point that carry or
     precede a unit, and single digits behind a word.
     """
-    words, listed = text.casefold().split(), _vocabulary()
-    for before, word, following in zip(["", *words], words, [*words[1:], ""], strict=False):
-        if word in listed or text in NOTHING or _is_compound(word):
+    shown, listed = text.split(), _vocabulary()
+    words = [word.casefold() for word in shown]
+    for at, (before, word, following) in enumerate(zip(["", *words], words, [*words[1:], ""], strict=False)):
+        if word in listed or text in NOTHING or is_allowed(word) or (word == shown[at] and word in everyday()):
             continue
         number = _CLEANED_NUMBER.fullmatch(word)
         unit = (number[2] or following) if number else ""
@@ -70,15 +73,49 @@ def _vocabulary() -> frozenset[str]:
 
 
 @functools.cache
+def _surnames() -> frozenset[str]:
+    return _listed("surnames.txt")
+
+
+@functools.cache
+def everyday() -> frozenset[str]:
+    """Words that may stay in lower case, though they are surnames."""
+    return _listed("lower-case-words.txt")
+
+
+@functools.cache
 def _word_parts() -> re.Pattern[str]:
     return re.compile(f"(?:{'|'.join(sorted(map(re.escape, _listed('word-parts.txt'))))})+")
 
 
-def _is_compound(word: str) -> bool:
-    """Word parts, then a listed word; Spanish doubles its r behind a vowel (espleno + renal: esplenorrenal)."""
+@functools.cache
+def _siblings() -> dict[str, set[str]]:
+    """Ending -> the endings that it may stand for."""
+    found: dict[str, set[str]] = {}
+    for line in table.data_lines("word-endings.txt"):
+        group = {ending.strip("-") for ending in line.casefold().split()}
+        for ending in group:
+            found.setdefault(ending, set()).update(group)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def is_allowed(word: str) -> bool:
+    """A listed word, with another ending, or behind word parts; Spanish doubles its r there (esplenorrenal)."""
+    if len(word) > _LONGEST_WORD:  # no word: bytes, a key
+        return False
+    if _is_form(word):
+        return word not in _surnames() or word in _vocabulary()
     for at in range(1, len(word) - _SHORTEST_REST + 1):
         rest = word[at:]
-        ends = rest in _vocabulary() or (rest[:2] == "rr" and len(rest) > _SHORTEST_REST and rest[1:] in _vocabulary())
+        ends = _is_form(rest) or (rest[:2] == "rr" and len(rest) > _SHORTEST_REST and _is_form(rest[1:]))
         if ends and _word_parts().fullmatch(word[:at]):
-            return True
+            return word not in _surnames()
     return False
+
+
+def _is_form(word: str) -> bool:
+    if word in _vocabulary():
+        return True
+    ends = range(len(word), 3, -1) if len(word) > 5 else ()  # at least four letters stay
+    return any(word[:end] + other in _vocabulary() for end in ends for other in _siblings().get(word[end:], ()))

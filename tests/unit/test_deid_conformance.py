@@ -19,7 +19,7 @@ from pydicom.tag import Tag
 from dicomnode.deid.engine import Deidentifier
 from dicomnode.deid.pseudonym import Subject
 from dicomnode.deid.recipe import compile_recipe
-from dicomnode.deid.text import vocabulary
+from dicomnode.deid.words import vocabulary
 from dicomnode.domain import Pseudonym
 
 MODIFIED = "retain-longitudinal-modified-dates"
