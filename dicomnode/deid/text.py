@@ -17,17 +17,17 @@ from dicomnode.deid import table
 from dicomnode.deid.names import named
 from dicomnode.deid.words import is_known, lower_case_words, vocabulary
 
-# Letters and digits, with decimals: "CHEST", "T2", "1.5T", "5.0". Everything else separates.
-_TOKEN = re.compile(r"[^\W_]+(?:\.\d+[^\W_]*)?")
+# Letters and digits, with decimals: "CHEST", "T2", "1.5T", "5.0", "0,6". Everything else separates.
+_TOKEN = re.compile(r"\d+,\d+[^\W_]*|[^\W_]+(?:\.\d+[^\W_]*)?")
 _NAME_WORD = re.compile(r"[^\W\d_]+")
 SHORTEST_NAME = 3  # letters; two of them are CT, MR and the like more often than a name
 PRIVATE_CODE = "PrivateCode"  # in terms.txt: codes of safe private elements
 NUMBER = "0-999"  # in place of terms
 _SMALL_NUMBER = re.compile(r"\d{1,3}(?:\.\d{0,6})?")
-_NUMBER = re.compile(r"\d{1,3}(?:\.\d{1,3})?")
+_NUMBER = re.compile(r"\d{1,3}(?:[.,]\d{1,3})?")
 _DIGIT = re.compile(r"[0-9]")
 _AFTER_DIGIT = frozenset(",;)")
-_NUMBER_WITH_UNIT = re.compile(r"(\d{1,3}(?:\.\d{1,3})?)([^\W\d_][^\W_]*)")
+_NUMBER_WITH_UNIT = re.compile(r"(\d{1,3}(?:[.,]\d{1,3})?)([^\W\d_][^\W_]*)")
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from dicomnode.deid import table
 
 # Values that say nothing: empty, and the dummies of PS3.15 E.1.
 NOTHING = frozenset({"", "ANONYMIZED", "000Y", "19000101", "19000101000000", "000000", "0", "0.0", "about:blank"})
-_CLEANED_NUMBER = re.compile(r"\d{1,3}(\.\d{1,3})?([^\W\d_][^\W_]*)?")
+_CLEANED_NUMBER = re.compile(r"\d{1,3}([.,]\d{1,3})?([^\W\d_][^\W_]*)?")
 _CODE_WORD = re.compile(r"[^\W_]+(?:\.[0-9]+)?")
 _LONGEST_WORD = 40  # letters
 _SHORTEST_REST = 5  # letters of the listed word that ends a compound

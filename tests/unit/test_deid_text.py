@@ -47,6 +47,7 @@ from dicomnode.deid.words import is_known, lower_case_words, vocabulary
         ("unión esofagogástrica, fístula aortobronquial", "unión esofagogástrica fístula aortobronquial"),
         ("Rodilla torcida, scans of kidneys; Campos y Bridges", "Rodilla torcida scans of kidneys y"),
         ("STILL painful, still painful; Hill, White hill", "painful still painful hill"),
+        ("Oído axial 0,6 mm, segmentos 5,6 altos; L knee", "Oído axial 0,6 mm segmentos altos L knee"),
         ("esplenorrenal shunt; pericardiophrenic, retroperitoneoscopy", "esplenorrenal shunt pericardiophrenic"),
         ("Prewitt Toracosmith Gastroman 7 " + "intra" * 2000, ""),
         ("", ""),
@@ -62,7 +63,7 @@ def test_whatever_comes_in_only_allowed_words_come_out(text: str) -> None:
     words = clean(text).casefold().split()
     paired = {one for pair in vocabulary() for one in pair.split("-") if "-" in pair}
     for word in words:
-        number = re.fullmatch(r"\d+(?:\.\d+)?(.*)", word)
+        number = re.fullmatch(r"\d+(?:[.,]\d+)?(.*)", word)
         assert (
             is_known(word)
             or word in lower_case_words()
