@@ -81,7 +81,7 @@ def deid_command(
 
             out.print(find(node.deid_context, paths or [], locate.removeprefix(INPUT_PREFIX)))
         else:
-            with passing_vault(node) if dry_run else contextlib.nullcontext():
+            with _passing_vault(node) if dry_run else contextlib.nullcontext():
                 passed = _run(node, paths or [], folder, layout, reports, report_paths, json)
             if not passed:
                 raise typer.Exit(EXIT_FAILED)
@@ -102,7 +102,7 @@ def _check_places(inputs: list[Path], folder: Path | None, reports: list[Path]) 
 
 
 @contextlib.contextmanager
-def passing_vault(node: Node) -> Iterator[None]:
+def _passing_vault(node: Node) -> Iterator[None]:
     """A dry run makes no vault: where none is, one in a folder of the identified zone that goes with the run."""
     from dicomnode.config import Vault as Section
     from dicomnode.deid.vault import Vault
@@ -112,6 +112,7 @@ def passing_vault(node: Node) -> Iterator[None]:
         yield
         return
     zone = node.settings.identified_dir
+    made = [folder for folder in (zone, zone.parent) if not folder.exists()]
     zone.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=zone, prefix="dry-") as folder:
         there = node.settings.node.model_copy(update={"data_dir": Path(folder)})
@@ -121,7 +122,7 @@ def passing_vault(node: Node) -> Iterator[None]:
             yield
         finally:
             node.close()
-    for left in (zone, zone.parent):
+    for left in made:
         with contextlib.suppress(OSError):  # something else is there
             left.rmdir()
 

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from dicomnode.deid import table
-from dicomnode.deid.text_audit import is_allowed
+from dicomnode.deid.text_audit import everyday, is_allowed
 
 TEXT_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 DATE_VRS = frozenset({"DA", "DT"})
@@ -58,16 +58,19 @@ def values(element: DataElement) -> list[Any]:
 
 @functools.cache
 def common_words() -> frozenset[str]:
-    """Words that identify nobody: the vocabulary, units, everyday words, vendors and defined terms, in lower case."""
-    names = ("vocabulary.txt", "units.txt", "lower-case-words.txt", "common-words.txt")
-    return frozenset(word for name in names for line in table.data_lines(name) for word in line.casefold().split())
+    """Words that identify nobody: the vocabulary, its units, vendors and defined terms, in lower case."""
+    return table.data_words("vocabulary.txt", "units.txt", "common-words.txt")
 
 
 def _is_common(text: str) -> bool:
     """Whether every longer word of ``text`` is a common one. Numbers never are."""
     words = _WORD.findall(text.casefold())
-    short = (len(word) < MIN_WORD and not word.isdigit() for word in words)
-    return all(word in common_words() or few or is_allowed(word) for word, few in zip(words, short, strict=True))
+    return all(word in common_words() or (len(word) < MIN_WORD and not word.isdigit()) for word in words)
+
+
+def _may_stay(text: str) -> bool:
+    """Whether cleaning may leave a text whole, so that finding it proves nothing. Names are searched for by word."""
+    return all(_is_common(word) or is_allowed(word) or word in everyday() for word in _WORD.findall(text.casefold()))
 
 
 def _squash(text: str) -> str:
@@ -95,7 +98,7 @@ class Needles:
                 needles._add(element, path[-1] in kept)
         needles.words = {word for word in needles.words if len(word) >= MIN_WORD and not _is_common(word)}
         needles.ids = {one for one in needles.ids if len(one) >= MIN_WORD and not _is_common(one)}
-        needles.texts = {text for text in needles.texts if len(text) >= MIN_WORD and not _is_common(text)}
+        needles.texts = {text for text in needles.texts if len(text) >= MIN_WORD and not _may_stay(text)}
         needles.uids = {uid for uid in needles.uids if not any(uid in kept_uid for kept_uid in needles.kept_uids)}
         for found in (needles.words, needles.ids, needles.texts):
             found -= {pseudonym.casefold(), _squash(pseudonym)}

@@ -1,7 +1,8 @@
 """Where a text names a person by what stands before: "Mrs Hand", "daughter: Small", "firmado por Cabeza".
 
 Surnames are words too, and an allow-list lets them through (text.py). Here a word that begins with a capital letter
-falls where a title, a relation or "signed by" precedes it (``config/deid/name-cues.txt``). It knows no name.
+falls where a title, a relation or "signed by" precedes it (``config/deid/name-cues.txt``); behind a title or "by"
+an everyday word in lower case falls too ("dr hill"). It knows no name.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from dicomnode.deid import table
+from dicomnode.deid.words import lower_case_words
 
 MOST = 3  # words of one name
 _ENDS = re.compile(r"[;()\[\]/\n\r]|\.\s|\s-\s")  # between two words: the name, or what introduces it, is over
-_TITLE, _FILLER, _BY, _RELATION = "title", "filler", "by", "relation"
+_TITLE, _SURE, _FILLER, _BY, _RELATION = "title", "sure", "filler", "by", "relation"
 _STOPPED = "with has had and or of for con tiene tuvo y o por para sin without who que"
 _STOPPED_BY = frozenset(_STOPPED.split())
 
@@ -33,7 +35,8 @@ def named(text: str, tokens: Sequence[re.Match[str]]) -> frozenset[int]:
     out: set[int] = set()
     for number in range(len(tokens)):
         if start := _after_cue(text, tokens, number):
-            name = list(_name(text, tokens, start))
+            sure = start == number + 2 or tokens[number][0].casefold() in _cues()[_SURE]
+            name = list(_name(text, tokens, start, lower_case_words() if sure else frozenset()))
             if name:
                 out.update(range(number, name[-1] + 1))
     return frozenset(out)
@@ -53,8 +56,8 @@ def _after_cue(text: str, tokens: Sequence[re.Match[str]], number: int) -> int:
     return 0
 
 
-def _name(text: str, tokens: Sequence[re.Match[str]], start: int) -> Iterator[int]:
-    """Numbers of the tokens from ``start`` on that a name is made of."""
+def _name(text: str, tokens: Sequence[re.Match[str]], start: int, also: frozenset[str]) -> Iterator[int]:
+    """Numbers of the tokens from ``start`` on that a name is made of; words of ``also`` begin one in lower case too."""
     count = 0
     for number in range(start, len(tokens)):
         word, between = tokens[number][0], text[tokens[number - 1].end() : tokens[number].start()]
@@ -65,7 +68,8 @@ def _name(text: str, tokens: Sequence[re.Match[str]], start: int) -> Iterator[in
             return
         if first and word.casefold() in _cues()[_FILLER]:
             continue
-        if not word[0].isupper() or word.casefold() in _STOPPED_BY or count == MOST:
+        begins = word[0].isupper() or (first and word in also)
+        if not begins or word.casefold() in _STOPPED_BY or count == MOST:
             return
         count += 1
         yield number

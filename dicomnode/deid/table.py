@@ -79,6 +79,11 @@ def data_lines(name: str) -> Iterator[str]:
             yield text
 
 
+def data_words(*names: str) -> frozenset[str]:
+    """The words of data files that are lists of words, in lower case."""
+    return frozenset(word for name in names for line in data_lines(name) for word in line.casefold().split())
+
+
 @functools.cache
 def rows() -> tuple[Row, ...]:
     """Every row with a tag of its own; the three group rows (private, curves, overlays) apply by group number."""

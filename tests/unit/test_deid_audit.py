@@ -9,12 +9,15 @@ import pytest
 from planted import CT, Planted, base_ct, plant, value_of
 from pydicom import dcmread
 from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
 
 from dicomnode.deid import table
 from dicomnode.deid.audit import Auditor
 from dicomnode.deid.engine import UNWANTED, Deidentifier
+from dicomnode.deid.leaks import Needles
 from dicomnode.deid.pseudonym import Subject
 from dicomnode.deid.recipe import Action, Recipe, compile_recipe
+from dicomnode.deid.text_audit import is_clean
 from dicomnode.domain import Pseudonym
 from dicomnode.errors import QuarantineError
 
@@ -202,3 +205,16 @@ def test_the_uid_of_a_device_passes_where_the_option_keeps_it(tmp_path: Path) ->
     assert dcmread(tmp_path / "out.dcm").DeviceUID == value_of(0x00181002)
     strict = compile_recipe("basic", ())
     assert "(0018,1002)" in places(strict, src, tmp_path / "out.dcm")
+
+
+def test_a_name_is_searched_for_though_it_is_an_everyday_word_or_the_form_of_a_listed_one() -> None:
+    ds = Dataset()
+    ds.PatientName, ds.PatientComments = "Hill^White", "still painful"
+    needles = Needles.of([ds], frozenset(), "DN-ABCDEFGH23")
+    assert {"hill", "white"} <= needles.words
+    assert "still painful" not in needles.texts
+
+
+@pytest.mark.parametrize("text", ["STILL painful", "Hill", "Campos", "Toracosmith"])
+def test_the_auditor_refuses_surnames_that_the_lists_of_forms_would_make(text: str) -> None:
+    assert not is_clean(text)

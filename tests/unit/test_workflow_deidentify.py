@@ -127,6 +127,13 @@ def test_a_dry_run_without_a_vault_makes_none(incoming, tmp_path):
     assert not [p for p in (tmp_path / "new").rglob("*") if p.is_file()]
 
 
+def test_a_dry_run_leaves_an_empty_folder_that_was_there(incoming, tmp_path, monkeypatch):
+    monkeypatch.setenv("DICOMNODE__NODE__DATA_DIR", str(tmp_path / "mounted"))
+    (tmp_path / "mounted").mkdir()
+    CliRunner().invoke(app, ["deid", str(incoming), "--dry-run"])
+    assert list((tmp_path / "mounted").iterdir()) == []
+
+
 class TestOneUidTwice:
     """Of several objects with one SOP Instance UID the first is written, and the report says so."""
 
