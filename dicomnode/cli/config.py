@@ -24,14 +24,14 @@ def check(config: Config = None, json: Json = False) -> None:
     node.check()
     file = settings_file(config)
     warnings = [*settings_warnings(settings), *results_warnings(settings)]
+    exceptions = list(node.recipe.exceptions)
     if json:
         data = {"ok": True, "file": None if file is None else str(file), "data_dir": node.data_dir}
-        exceptions = list(node.recipe.exceptions)
         print_json({**data, "deid_exceptions": exceptions, "warnings": [w.as_json() for w in warnings]})
         return
     out.print(f"ok: {file if file else 'no settings file, the defaults are in force'}")
     out.print(f"data_dir: {node.data_dir}")
-    for exception in node.recipe.exceptions:
+    for exception in exceptions:
         out.print(f"lets through more than the de-identification profile: {exception}")
     for warning in warnings:
         out.print(f"warn {warning.line}")

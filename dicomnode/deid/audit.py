@@ -52,7 +52,6 @@ _FORMS = {
 }
 _BLOCK = 1 << 20
 
-# Values that say nothing, by their text: what the profile's action D may leave.
 # CID 7050: the profile, and the code of each option.
 _PROFILE_CODE = "113100"
 _CODES = {

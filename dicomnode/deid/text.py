@@ -33,7 +33,7 @@ _NUMBER_WITH_UNIT = re.compile(r"(\d{1,3}(?:[.,]\d{1,3})?)([^\W\d_][^\W_]*)")
 @functools.cache
 def units() -> frozenset[str]:
     """Units that make a number descriptive, in lower case."""
-    return frozenset(word for line in table.data_lines("units.txt") for word in line.casefold().split())
+    return table.data_words("units.txt")
 
 
 @functools.cache

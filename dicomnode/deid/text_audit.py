@@ -27,7 +27,7 @@ def is_clean(text: str) -> bool:
     shown, listed = text.split(), _vocabulary()
     words = [word.casefold() for word in shown]
     for at, (before, word, following) in enumerate(zip(["", *words], words, [*words[1:], ""], strict=False)):
-        if word in listed or text in NOTHING or is_allowed(word) or (word == shown[at] and word in everyday()):
+        if text in NOTHING or is_allowed(word) or (word == shown[at] and word in everyday()):
             continue
         number = _CLEANED_NUMBER.fullmatch(word)
         unit = (number[2] or following) if number else ""
@@ -63,29 +63,25 @@ def terms() -> dict[str, set[str]]:
     return found
 
 
-def _listed(*names: str) -> frozenset[str]:
-    return frozenset(word for name in names for line in table.data_lines(name) for word in line.casefold().split())
-
-
 @functools.cache
 def _vocabulary() -> frozenset[str]:
-    return _listed("vocabulary.txt", "units.txt")
+    return table.data_words("vocabulary.txt", "units.txt")
 
 
 @functools.cache
 def _surnames() -> frozenset[str]:
-    return _listed("surnames.txt")
+    return table.data_words("surnames.txt")
 
 
 @functools.cache
 def everyday() -> frozenset[str]:
     """Words that may stay in lower case, though they are surnames."""
-    return _listed("lower-case-words.txt")
+    return table.data_words("lower-case-words.txt")
 
 
 @functools.cache
 def _word_parts() -> re.Pattern[str]:
-    return re.compile(f"(?:{'|'.join(sorted(map(re.escape, _listed('word-parts.txt'))))})+")
+    return re.compile(f"(?:{'|'.join(sorted(map(re.escape, table.data_words('word-parts.txt'))))})+")
 
 
 @functools.cache
@@ -102,15 +98,17 @@ def _siblings() -> dict[str, set[str]]:
 @functools.lru_cache(maxsize=4096)
 def is_allowed(word: str) -> bool:
     """A listed word, with another ending, or behind word parts; Spanish doubles its r there (esplenorrenal)."""
-    if len(word) > _LONGEST_WORD:  # no word: bytes, a key
+    if word in _vocabulary():
+        return True
+    if len(word) > _LONGEST_WORD or word in _surnames():  # the longer are no words: bytes, a key
         return False
     if _is_form(word):
-        return word not in _surnames() or word in _vocabulary()
+        return True
     for at in range(1, len(word) - _SHORTEST_REST + 1):
         rest = word[at:]
         ends = _is_form(rest) or (rest[:2] == "rr" and len(rest) > _SHORTEST_REST and _is_form(rest[1:]))
         if ends and _word_parts().fullmatch(word[:at]):
-            return word not in _surnames()
+            return True
     return False
 
 

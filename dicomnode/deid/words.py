@@ -7,7 +7,6 @@ that would let through are listed too (``surnames.txt``). Nothing is guessed bey
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 
 from dicomnode.deid import table
 
@@ -16,30 +15,26 @@ SHORTEST_REST = 5  # letters of the word that ends a compound: short ones end ma
 LONGEST_WORD = 40  # letters of a word that is looked into
 
 
-def _words(name: str) -> Iterator[str]:
-    return (word for line in table.data_lines(name) for word in line.casefold().split())
-
-
 @functools.cache
 def vocabulary() -> frozenset[str]:
     """The listed words, and pairs of words with a hyphen between, in lower case."""
-    return frozenset(_words("vocabulary.txt"))
+    return table.data_words("vocabulary.txt")
 
 
 @functools.cache
 def lower_case_words() -> frozenset[str]:
     """Everyday words that are surnames too: allowed where they are written in lower case."""
-    return frozenset(_words("lower-case-words.txt"))
+    return table.data_words("lower-case-words.txt")
 
 
 @functools.cache
 def _surnames() -> frozenset[str]:
-    return frozenset(_words("surnames.txt"))
+    return table.data_words("surnames.txt")
 
 
 @functools.cache
-def _word_parts() -> tuple[str, ...]:
-    return tuple(_words("word-parts.txt"))
+def _word_parts() -> frozenset[str]:
+    return table.data_words("word-parts.txt")
 
 
 @functools.cache

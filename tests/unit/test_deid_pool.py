@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -277,24 +277,8 @@ def test_ctrl_c_that_nobody_asked_for_is_raised_at_the_end() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_polite_kill_ends_a_run_like_ctrl_c(tmp_path: Path) -> None:
-    (tmp_path / "owner.py").write_text(INTERRUPTED)
-    (task,) = tasks(tmp_path, 1)
-    (tmp_path / "out").mkdir()
-    command = [sys.executable, str(tmp_path / "owner.py"), str(task.src), str(tmp_path / "out")]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as owner:
-        assert owner.stdout is not None and owner.stderr is not None
-        assert owner.stdout.readline() == "begun\n"
-        time.sleep(0.3)
-        os.kill(owner.pid, signal.SIGTERM)
-        assert owner.wait(20) == 130
-        assert owner.stderr.read() == ""
-    assert not list((tmp_path / "out").glob("*.part*"))
-
-
-@pytest.mark.parametrize("after", [0.0, 0.02, 0.3])  # while a worker is being started too
-def test_ctrl_c_ends_a_run_soon_and_without_a_word_from_its_workers(tmp_path: Path, after: float) -> None:
+def ended(tmp_path: Path, after: float, stop: Callable[[int], None]) -> None:
+    """A run of many files that ``stop`` ends: exit code 130 soon, no word, no half-written file."""
     (tmp_path / "owner.py").write_text(INTERRUPTED)
     (task,) = tasks(tmp_path, 1)
     (tmp_path / "out").mkdir()
@@ -304,7 +288,16 @@ def test_ctrl_c_ends_a_run_soon_and_without_a_word_from_its_workers(tmp_path: Pa
         assert owner.stdout is not None and owner.stderr is not None
         assert owner.stdout.readline() == "begun\n"
         time.sleep(after)
-        os.killpg(owner.pid, signal.SIGINT)  # a terminal's Ctrl-C: every process of the group gets it
+        stop(owner.pid)
         assert owner.wait(20) == 130
         assert owner.stderr.read() == ""
     assert not list((tmp_path / "out").glob("*.part*"))
+
+
+def test_a_polite_kill_ends_a_run_like_ctrl_c(tmp_path: Path) -> None:
+    ended(tmp_path, 0.3, lambda pid: os.kill(pid, signal.SIGTERM))
+
+
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.3])  # while a worker is being started too
+def test_ctrl_c_ends_a_run_soon_and_without_a_word_from_its_workers(tmp_path: Path, after: float) -> None:
+    ended(tmp_path, after, lambda pid: os.killpg(pid, signal.SIGINT))  # as a terminal: every process of the group
