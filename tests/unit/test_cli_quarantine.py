@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def settings(tmp_path: Path) -> Path:
     )
     file.write_text(f'[node]\ndata_dir = "{tmp_path / "var"}"\n{peers}', "utf-8")
     return file
+
+
+@pytest.fixture
+def node(settings: Path) -> Iterator[Node]:
+    """The node of these settings, closed with the test."""
+    with closing(Node(load_settings(settings))) as node:
+        yield node
 
 
 def start(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -62,8 +70,7 @@ def hold(node: Node, calling: str, slices: int, seed: int, reason: str = "audit"
     return node.quarantine.hold(reason, "something was left", place="(0010,0010)", job_id=job)
 
 
-def test_held_items_name_their_sender_and_how_many_objects_they_are(settings):
-    node = Node(load_settings(settings))
+def test_held_items_name_their_sender_and_how_many_objects_they_are(settings, node):
     held = [hold(node, "PACS", 3, 1), hold(node, "CT", 2, 2), hold(node, "GONE", 1, 3)]
     file = node.quarantine.hold("input", "a file of 'index add'", place="x")
     items = json.loads(run("list", "--json", "--config", str(settings)))["items"]
@@ -76,8 +83,7 @@ def test_held_items_name_their_sender_and_how_many_objects_they_are(settings):
     assert "sender: pacs\ninstances: 3\n" in run("show", str(held[0]), "--config", str(settings))
 
 
-def test_an_item_tells_its_place_and_the_exact_commands(settings):
-    node = Node(load_settings(settings))
+def test_an_item_tells_its_place_and_the_exact_commands(settings, node):
     held, config = hold(node, "PACS", 1, 1, "burned-in"), ("--config", str(settings))
     shown = run("show", str(held), *config)
     assert "reason: burned-in\n" in shown
@@ -94,8 +100,7 @@ def test_an_item_tells_its_place_and_the_exact_commands(settings):
     assert not list(node.audit.entries())
 
 
-def test_original_uids_are_shown_with_a_reason_and_an_entry_of_the_audit_trail_alone(settings):
-    node = Node(load_settings(settings))
+def test_original_uids_are_shown_with_a_reason_and_an_entry_of_the_audit_trail_alone(settings, node):
     held, config = hold(node, "PACS", 2, 7), ("--config", str(settings))
     (ds, *_) = sample_study(2, seed=7, matrix=32)
     assert "--reason is needed" in refused("show", str(held), "--identify", *config)
@@ -116,8 +121,7 @@ def test_original_uids_are_shown_with_a_reason_and_an_entry_of_the_audit_trail_a
     assert str(ds.StudyInstanceUID) not in json.dumps(entries)
 
 
-def test_a_picture_is_written_only_when_asked_for_its_owner_alone_and_audited(settings, tmp_path):
-    node = Node(load_settings(settings))
+def test_a_picture_is_written_only_when_asked_for_its_owner_alone_and_audited(settings, node, tmp_path):
     held, config = hold(node, "PACS", 2, 3, "burned-in"), ("--config", str(settings))
     target = tmp_path / "look.png"
     done = start("show", str(held), "--picture", str(target), "--instance", "2", *config)
@@ -140,8 +144,7 @@ def test_a_picture_is_written_only_when_asked_for_its_owner_alone_and_audited(se
     assert len(list(node.audit.entries())) == 1
 
 
-def test_the_audit_trail_keeps_why_something_was_discarded_or_that_nobody_said(settings):
-    node = Node(load_settings(settings))
+def test_the_audit_trail_keeps_why_something_was_discarded_or_that_nobody_said(settings, node):
     held, other, config = hold(node, "PACS", 1, 4), hold(node, "PACS", 1, 5), ("--config", str(settings))
     run("discard", str(held), "--reason", "sent again", *config)
     run("discard", str(other), *config)
@@ -154,8 +157,7 @@ def test_the_audit_trail_keeps_why_something_was_discarded_or_that_nobody_said(s
     assert "commands" in json.loads(run("show", str(held), "--json", *config))
 
 
-def test_files_of_index_add_are_mended_where_they_are(settings):
-    node = Node(load_settings(settings))
+def test_files_of_index_add_are_mended_where_they_are(settings, node):
     held, config = node.quarantine.hold("truncated", "1 files", place="2.25.1"), ("--config", str(settings))
     assert "-> dicomnode index add PATH\n" in run("show", str(held), *config)
     assert "index add" in refused("show", str(held), "--identify", "--reason", "x", *config)
@@ -172,8 +174,7 @@ def test_every_reason_has_the_commands_that_the_page_tells():
 
 
 class TestReleaseByHand:
-    def test_masks_and_words_go_with_the_object_after_the_audit_trail_has_them(self, settings):
-        node = Node(load_settings(settings))
+    def test_masks_and_words_go_with_the_object_after_the_audit_trail_has_them(self, settings, node):
         held, config = hold(node, "PACS", 1, 21, "burned-in"), ("--config", str(settings))
         masks = ("--mask", "1,2,10,5", "--mask", "1:0,0,3,4")
         said = run("release", str(held), *masks, "--clean", "--reason", "name at the top", *config)
@@ -191,8 +192,7 @@ class TestReleaseByHand:
         assert node.quarantine.item(held).state == "released"
         assert "released already" in refused("release", str(held), *masks, "--reason", "again", *config)
 
-    def test_of_several_objects_those_that_were_looked_at_go_on_and_the_others_stay(self, settings):
-        node = Node(load_settings(settings))
+    def test_of_several_objects_those_that_were_looked_at_go_on_and_the_others_stay(self, settings, node):
         held, config = hold(node, "PACS", 4, 22, "burned-in"), ("--config", str(settings))
         job = node.quarantine.item(held).job_id
         assert job is not None
@@ -226,8 +226,7 @@ class TestReleaseByHand:
             (("--reason", "x", *("--mask", "0,0,5,5") * 51), "at most 50 masks"),
         ],
     )
-    def test_what_is_wrong_is_refused_in_one_line_and_nothing_happens(self, settings, arguments, why):
-        node = Node(load_settings(settings))
+    def test_what_is_wrong_is_refused_in_one_line_and_nothing_happens(self, settings, node, arguments, why):
         held = hold(node, "PACS", 1, 23, "burned-in")
         assert why in refused("release", str(held), *arguments, "--config", str(settings))
         assert node.quarantine.item(held).state == "held"
@@ -243,13 +242,11 @@ class TestReleaseByHand:
             ("recognizable-face", ("--mask", "0,0,5,5"), "a face is not masked"),
         ],
     )
-    def test_other_reasons_are_not_about_text_in_pixels(self, settings, reason, option, why):
-        node = Node(load_settings(settings))
+    def test_other_reasons_are_not_about_text_in_pixels(self, settings, node, reason, option, why):
         held = hold(node, "PACS", 1, 24, reason)
         assert why in refused("release", str(held), *option, "--reason", "x", "--config", str(settings))
 
-    def test_what_the_audit_could_read_is_masked_and_not_talked_away(self, settings):
-        node = Node(load_settings(settings))
+    def test_what_the_audit_could_read_is_masked_and_not_talked_away(self, settings, node):
         job = node.spool.claim(receive(node.spool, sample_study(1, seed=25, matrix=32)))
         assert job is not None
         node.spool.set_job_state(job, JobState.QUARANTINED)
@@ -258,8 +255,7 @@ class TestReleaseByHand:
         assert "mask it" in refused("release", str(held), "--clean", "--reason", "x", *config)
         run("release", str(held), "--mask", "0,0,5,5", "--reason", "x", *config)
 
-    def test_a_face_is_said_not_to_be_there_and_an_earlier_mask_stays(self, settings):
-        node = Node(load_settings(settings))
+    def test_a_face_is_said_not_to_be_there_and_an_earlier_mask_stays(self, settings, node):
         config = ("--config", str(settings))
         held = hold(node, "PACS", 1, 26, "burned-in")
         run("release", str(held), "--mask", "0,0,5,5", "--reason", "x", *config)
@@ -270,8 +266,7 @@ class TestReleaseByHand:
         (job,) = node.spool.jobs(JobState.QUEUED)
         assert ByHand.from_text(job.instances[0].by_hand) == ByHand((parse_mask("0,0,5,5"),), no_face=True)
 
-    def test_the_word_that_nothing_else_identifies_and_further_masks_leave_what_was_masked_masked(self, settings):
-        node = Node(load_settings(settings))
+    def test_the_word_that_nothing_else_identifies_and_further_masks_leave_what_was_masked_masked(self, settings, node):
         config = ("--config", str(settings))
         held = hold(node, "PACS", 1, 29, "burned-in")
         run("release", str(held), "--mask", "0,0,5,5", "--reason", "the name", *config)
@@ -289,8 +284,7 @@ class TestReleaseByHand:
             assert decided == ByHand(tuple(map(parse_mask, masks)), no_text="--clean" in option)
 
     @pytest.mark.parametrize("by_hand", [("--mask", "0,0,5,5", "--reason", "x"), ()])
-    def test_a_release_that_was_killed_halfway_is_finished_and_not_done_twice(self, settings, by_hand):
-        node = Node(load_settings(settings))
+    def test_a_release_that_was_killed_halfway_is_finished_and_not_done_twice(self, settings, node, by_hand):
         held, config = hold(node, "PACS", 1, 30, "burned-in"), ("--config", str(settings))
         job = node.quarantine.item(held).job_id
         assert job is not None
@@ -303,8 +297,7 @@ class TestReleaseByHand:
 
     @pytest.mark.parametrize("by_hand", [("--mask", "0,0,5,5", "--reason", "x"), ()])
     @pytest.mark.parametrize("state", [JobState.RUNNING, JobState.DISCARDED])
-    def test_what_is_not_held_in_the_spool_is_not_released(self, settings, by_hand, state):
-        node = Node(load_settings(settings))
+    def test_what_is_not_held_in_the_spool_is_not_released(self, settings, node, by_hand, state):
         held = hold(node, "PACS", 1, 31, "burned-in")
         job = node.quarantine.item(held).job_id
         assert job is not None
@@ -316,8 +309,7 @@ class TestReleaseByHand:
         assert node.quarantine.item(held).state == "held"
 
     @pytest.mark.parametrize("by_hand", [("--mask", "0,0,5,5", "--reason", "x"), ()])
-    def test_an_item_whose_objects_are_gone_is_not_released(self, settings, by_hand):
-        node = Node(load_settings(settings))
+    def test_an_item_whose_objects_are_gone_is_not_released(self, settings, node, by_hand):
         held = hold(node, "PACS", 1, 32, "burned-in")
         job = node.quarantine.item(held).job_id
         assert job is not None
@@ -326,8 +318,7 @@ class TestReleaseByHand:
         assert not list(node.audit.entries())
         assert not node.spool.jobs(JobState.QUEUED)
 
-    def test_what_nobody_can_look_at_is_not_released_by_hand(self, settings):
-        node = Node(load_settings(settings))
+    def test_what_nobody_can_look_at_is_not_released_by_hand(self, settings, node):
         (ds,) = sample_study(1, seed=27, matrix=32)
         ds.BitsAllocated = 13
         job = node.spool.claim(receive(node.spool, [ds]))
@@ -337,8 +328,7 @@ class TestReleaseByHand:
         line = refused("release", str(held), "--clean", "--reason", "x", "--config", str(settings))
         assert "cannot be decoded" in line
 
-    def test_decisions_go_with_the_originals(self, settings):
-        node = Node(load_settings(settings))
+    def test_decisions_go_with_the_originals(self, settings, node):
         held = hold(node, "PACS", 1, 28, "burned-in")
         run("release", str(held), "--mask", "0,0,5,5", "--reason", "x", "--config", str(settings))
         (job,) = node.spool.jobs(JobState.QUEUED)
