@@ -26,11 +26,13 @@ def _run(argv: Sequence[str] | None) -> int:
     import typer
 
     from dicomnode.cli.app import app
+    from dicomnode.cli.options import one_command
 
     # Typer brings its own copy of click: the base of its errors is found through the one that it exports.
     usage: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
-        code = app(args=argv, prog_name="dicomnode", standalone_mode=False)
+        with one_command():
+            code = app(args=argv, prog_name="dicomnode", standalone_mode=False)
     except DicomnodeError as exc:
         return _fail(str(exc), exc.exit_code)
     except usage as exc:

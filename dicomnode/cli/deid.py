@@ -73,20 +73,17 @@ def deid_command(
     if workers is not None:
         section = node.settings.deid.model_copy(update={"workers": workers})
         node.settings = node.settings.model_copy(update={"deid": section})
-    try:
-        if explain is not None:
-            _explain(node, explain, json)
-        elif locate is not None:
-            from dicomnode.workflow.deidentify import locate as find
+    if explain is not None:
+        _explain(node, explain, json)
+    elif locate is not None:
+        from dicomnode.workflow.deidentify import locate as find
 
-            out.print(find(node.deid_context, paths or [], locate.removeprefix(INPUT_PREFIX)))
-        else:
-            with _passing_vault(node) if dry_run else contextlib.nullcontext():
-                passed = _run(node, paths or [], folder, layout, reports, report_paths, json)
-            if not passed:
-                raise typer.Exit(EXIT_FAILED)
-    finally:
-        node.close()
+        out.print(find(node.deid_context, paths or [], locate.removeprefix(INPUT_PREFIX)))
+    else:
+        with _passing_vault(node) if dry_run else contextlib.nullcontext():
+            passed = _run(node, paths or [], folder, layout, reports, report_paths, json)
+        if not passed:
+            raise typer.Exit(EXIT_FAILED)
 
 
 def _check_places(inputs: list[Path], folder: Path | None, reports: list[Path]) -> None:

@@ -78,17 +78,12 @@ def evaluate_command(
         text, files = write_ledger_report(out_dir, ledger)
         print_json({"tables": text, "files": files}) if json else out.print(text)
         return
-    try:
-        if repository:
-            result = _of_repository(node, out_dir, json)
-        else:
-            with progress_bar("images", quiet=json) as update:
-                options = Options(lung_model, seeds)
-                result = _of_images(
-                    node, (index, queries), (protocol, data), pack or [], options, update, out_dir, ledger
-                )
-    finally:
-        node.close()
+    if repository:
+        result = _of_repository(node, out_dir, json)
+    else:
+        with progress_bar("images", quiet=json) as update:
+            options = Options(lung_model, seeds)
+            result = _of_images(node, (index, queries), (protocol, data), pack or [], options, update, out_dir, ledger)
     _print(result, json)
     if result["skipped"]:
         raise typer.Exit(EXIT_FAILED)

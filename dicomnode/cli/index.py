@@ -60,7 +60,6 @@ def add(
         done += [add_labels(node.context, p, update) for p in labels]
         if folders:
             done.append(add_paths(node.context, folders, findings, update))
-    node.close()
     total = Added()
     for added in done:
         total += added
@@ -130,7 +129,6 @@ def rebuild(config: Config = None, json: Json = False) -> None:
         embedded = reindex(node.context, update)
     built = node.index.rebuild()
     data = {"lost": len(lost), "embedded": embedded, "line": built.line, **node.index.status()}
-    node.close()
     if json:
         print_json(data)
     else:
@@ -218,7 +216,6 @@ def remove(
             node.record(AuditEvent.CASE_REMOVED, pseudonym=names[0] if names else "", reason=why)
             keys = [*([key] if key else []), *(node.vault.keys_of(names[0]) if names else [])]
             removed = remove_patient(node.context, names, keys, worker_runs=not away)
-    node.close()
     if not removed.anything:
         raise NotFound("no such study or patient in the repository", advice="dicomnode index status")
     if json:

@@ -245,7 +245,6 @@ def activate(
             node.catalogue.put(ACTIVE_PACK, str(model.folder))
 
         done = take_over(model.context, model.index, commit, leave_out=leave_out, progress=update)
-    node.close()
     if json:
         print_json({"active": model.model_id, "embedded": done.embedded, "left_out": len(done.failed)})
         return
@@ -269,7 +268,6 @@ def discard(
         only = _named(node, active, model) if model else None
         node.record(AuditEvent.MODEL_DISCARDED)
         removed = active.index.discard_other_models(only)
-    node.close()
     if json:
         print_json({"active": active.model_id, "discarded": removed})
     else:
@@ -313,7 +311,6 @@ def compare(
     with progress_bar("studies", quiet=json) as update:
         found = compare_models(models[0].context, models[1].context, update)
     data = found.as_json([m.model_id for m in models])
-    node.close()
     if json:
         print_json(data)
         return

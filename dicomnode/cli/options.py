@@ -6,7 +6,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,12 +35,28 @@ out = Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
 
 
+_opened: ContextVar[ExitStack] = ContextVar("_opened")
+
+
+@contextmanager
+def one_command() -> Iterator[None]:
+    """Around a command: what ``open_node`` opens for it is closed at its end, however it ends."""
+    with ExitStack() as opened:
+        before = _opened.set(opened)
+        try:
+            yield
+        finally:
+            _opened.reset(before)
+
+
 def open_node(config: Path | None) -> Node:
-    """The node of the settings in force, with logs on stderr kept to our own warnings."""
+    """The node of the settings in force, closed when the command ends; of logs, our own warnings go to stderr."""
     settings = load_settings(config)
     level = "warning" if settings.node.log_level == "info" else settings.node.log_level
     configure_logging(level, libraries=False)
-    return Node(settings)
+    node = Node(settings)
+    _opened.get().callback(node.close)
+    return node
 
 
 def file_in_force(config: Path | None) -> Path | None:

@@ -110,7 +110,6 @@ def merge(
         node.record(AuditEvent.PATIENTS_MERGED, pseudonym=known or "", reason=why)
         merged = node.vault.merge(kept, other)
         moved = take_together(node.context, merged)
-    node.close()
     data = {"pseudonym": merged.pseudonym, "replaced": [m.former for m in merged.moves], **asdict(moved)}
     if json:
         print_json(data)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
+from test_cli import Done
+from test_cli import run as command
 from workflow_samples import receive
 
 from dicomnode.config import load_settings
@@ -22,6 +22,11 @@ from dicomnode.node import Node
 from dicomnode.scp.schema import JobState
 from dicomnode.testing import sample_study
 from dicomnode.workflow.holding import SOLUTIONS, commands_for
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(no_settings_from_outside):
+    """An empty working folder."""
 
 
 @pytest.fixture
@@ -42,24 +47,22 @@ def node(settings: Path) -> Iterator[Node]:
         yield node
 
 
-def start(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dicomnode.cli", "quarantine", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+def start(*arguments: str) -> Done:
+    return command("quarantine", *arguments)
 
 
 def run(*arguments: str) -> str:
     """What a command prints; it must succeed."""
     done = start(*arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.code == 0, done.err
+    return done.out
 
 
 def refused(*arguments: str) -> str:
     """The one line of a command that is wrong usage."""
     done = start(*arguments)
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
-    return line
+    assert done.code == 2
+    return done.error()
 
 
 def hold(node: Node, calling: str, slices: int, seed: int, reason: str = "audit") -> int:
@@ -108,9 +111,9 @@ def test_original_uids_are_shown_with_a_reason_and_an_entry_of_the_audit_trail_a
     assert not list(node.audit.entries())
     assert str(ds.StudyInstanceUID) not in run("show", str(held), *config)
     done = start("show", str(held), "--identify", "--reason", "asked the CT", *config)
-    assert str(ds.StudyInstanceUID) in done.stdout
-    assert str(ds.SOPInstanceUID) in done.stdout
-    assert done.stderr == ""
+    assert str(ds.StudyInstanceUID) in done.out
+    assert str(ds.SOPInstanceUID) in done.out
+    assert done.err == ""
     shown = json.loads(run("show", str(held), "--identify", "--reason", "asked again", "--json", *config))
     assert [o["study_uid"] for o in shown["originals"]] == [str(ds.StudyInstanceUID)] * 2
     entries = list(node.audit.entries())
@@ -125,7 +128,7 @@ def test_a_picture_is_written_only_when_asked_for_its_owner_alone_and_audited(se
     held, config = hold(node, "PACS", 2, 3, "burned-in"), ("--config", str(settings))
     target = tmp_path / "look.png"
     done = start("show", str(held), "--picture", str(target), "--instance", "2", *config)
-    assert (done.returncode, "shows patient data" in done.stderr) == (0, True)
+    assert (done.code, "shows patient data" in done.err) == (0, True)
     assert target.stat().st_mode & 0o777 == 0o600
     job = node.quarantine.item(held).job_id
     assert job is not None
@@ -139,7 +142,7 @@ def test_a_picture_is_written_only_when_asked_for_its_owner_alone_and_audited(se
     assert "no such folder" in refused("show", str(held), "--picture", str(tmp_path / "absent" / "x.png"), *config)
     other = str(tmp_path / "other.png")
     assert "holds 2 objects" in refused("show", str(held), "--picture", other, "--instance", "3", *config)
-    assert start("show", str(held), "--picture", other, "--frame", "2", *config).returncode == 1
+    assert start("show", str(held), "--picture", other, "--frame", "2", *config).code == 1
     assert not Path(other).exists()
     assert len(list(node.audit.entries())) == 1
 

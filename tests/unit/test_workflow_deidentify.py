@@ -10,9 +10,8 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from typer.testing import CliRunner
+from test_cli import run as command
 
-from dicomnode.cli.app import app
 from dicomnode.deid.pixel_policy import PixelPolicy
 from dicomnode.errors import Busy, InputError, NotFound, UsageError
 from dicomnode.testing import sample_study, write_study
@@ -118,11 +117,9 @@ def test_a_dry_run_without_a_vault_makes_none(incoming, tmp_path):
     config = tmp_path / "node.toml"
     config.write_text(f'[node]\ndata_dir = "{tmp_path}/new/var"\n[vault]\nkey_file = "{tmp_path}/new/vault.key"\n')
     report = tmp_path / "r.json"
-    done = CliRunner().invoke(
-        app, ["deid", str(incoming), "--dry-run", "--report", str(report), "--config", str(config)]
-    )
-    assert "2 ok, 2 quarantined" in done.stdout
-    assert "vault created" not in done.output
+    done = command("deid", incoming, "--dry-run", "--report", report, "--config", config)
+    assert "2 ok, 2 quarantined" in done.out
+    assert "vault created" not in done.out + done.err
     assert json.loads(report.read_text())["dry_run"] is True
     assert not [p for p in (tmp_path / "new").rglob("*") if p.is_file()]
 
@@ -130,7 +127,7 @@ def test_a_dry_run_without_a_vault_makes_none(incoming, tmp_path):
 def test_a_dry_run_leaves_an_empty_folder_that_was_there(incoming, tmp_path, monkeypatch):
     monkeypatch.setenv("DICOMNODE__NODE__DATA_DIR", str(tmp_path / "mounted"))
     (tmp_path / "mounted").mkdir()
-    CliRunner().invoke(app, ["deid", str(incoming), "--dry-run"])
+    command("deid", incoming, "--dry-run")
     assert list((tmp_path / "mounted").iterdir()) == []
 
 
