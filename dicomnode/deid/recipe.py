@@ -52,8 +52,8 @@ class Action(StrEnum):
 
 # Lists that decide what a text keeps, and the types that decide what an attribute becomes.
 WORD_FILES = (
-    "iod-types.json", "vocabulary.txt", "word-parts.txt", "word-endings.txt", "surnames.txt", "lower-case-words.txt",
-    "units.txt", "terms.txt", "name-cues.txt",
+    "iod-types.json", "vocabulary.txt", "everyday-en.txt", "everyday-es.txt", "word-parts.txt", "word-endings.txt",
+    "surnames.txt", "lower-case-words.txt", "units.txt", "counted-words.txt", "terms.txt", "name-cues.txt",
 )  # fmt: skip
 # Functions that the engine defines for REPLACE and ADD rules.
 FUNCTIONS = frozenset(

@@ -1,9 +1,9 @@
 """Cleaner of descriptive text for the Clean Descriptors Option (PS3.15 E.3.5).
 
-It keeps known words (words.py), numbers with a unit ("4 ml/s") and single digits that follow such a word ("grade 3"),
-and drops everything else: names, ids, dates and room numbers go because nobody listed them. It never rewrites or
-guesses a word. Also the terms that a text of the Retain Patient Characteristics Option may have
-(``config/deid/terms.txt``, E.3.4).
+It keeps known words (words.py), numbers with a unit ("4 ml/s"), counts of two digits ("12 weeks") and single digits
+that follow such a word ("grade 3"), and drops everything else: names, ids, dates and room numbers go because nobody
+listed them. It never rewrites or guesses a word. Also the terms that a text of the Retain Patient Characteristics
+Option may have (``config/deid/terms.txt``, E.3.4).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dicomnode.deid.names import named
 from dicomnode.deid.words import is_known, lower_case_words, vocabulary
 
 # Letters and digits, with decimals: "CHEST", "T2", "1.5T", "5.0", "0,6". Everything else separates.
-_TOKEN = re.compile(r"\d+,\d+[^\W_]*|[^\W_]+(?:\.\d+[^\W_]*)?")
+_WORD = re.compile(r"\d+,\d+[^\W_]*|[^\W_]+(?:\.\d+[^\W_]*)?")
+_TOKEN = re.compile(f"{_WORD.pattern}|%")
 _NAME_WORD = re.compile(r"[^\W\d_]+")
 SHORTEST_NAME = 3  # letters; two of them are CT, MR and the like more often than a name
 PRIVATE_CODE = "PrivateCode"  # in terms.txt: codes of safe private elements
@@ -26,6 +27,8 @@ NUMBER = "0-999"  # in place of terms
 _SMALL_NUMBER = re.compile(r"\d{1,3}(?:\.\d{0,6})?")
 _NUMBER = re.compile(r"\d{1,3}(?:[.,]\d{1,3})?")
 _DIGIT = re.compile(r"[0-9]")
+_COUNT = re.compile(r"[0-9]{1,2}")
+_BESIDE = re.compile(r"[\s_-]*")
 _AFTER_DIGIT = frozenset(",;)")
 _NUMBER_WITH_UNIT = re.compile(r"(\d{1,3}(?:[.,]\d{1,3})?)([^\W\d_][^\W_]*)")
 
@@ -34,6 +37,12 @@ _NUMBER_WITH_UNIT = re.compile(r"(\d{1,3}(?:[.,]\d{1,3})?)([^\W\d_][^\W_]*)")
 def units() -> frozenset[str]:
     """Units that make a number descriptive, in lower case."""
     return table.data_words("units.txt")
+
+
+@functools.cache
+def counted() -> frozenset[str]:
+    """Words before which a number of two digits is a count: 12 weeks. No years and months: that may be an age."""
+    return table.data_words("counted-words.txt")
 
 
 @functools.cache
@@ -50,13 +59,13 @@ def term(keyword: str, text: str) -> str:
     """``text`` where each of its words is a term of the attribute, else empty."""
     if NUMBER in terms()[keyword]:
         return text if _SMALL_NUMBER.fullmatch(text.strip()) else ""
-    words = [word.casefold() for word in _TOKEN.findall(text)]
+    words = [word.casefold() for word in _WORD.findall(text)]
     return text if words and terms()[keyword].issuperset(words) else ""
 
 
 def clean_code(text: str, names: frozenset[str] = frozenset()) -> str:
     """A code of a private element whole, or nothing: of words of the vocabulary, codes, numbers of three digits."""
-    words = [word.casefold() for word in _TOKEN.findall(text)]
+    words = [word.casefold() for word in _WORD.findall(text)]
     known = vocabulary() | terms()[PRIVATE_CODE]
     good = all((word in known or _NUMBER.fullmatch(word)) and word not in names for word in words)
     return text if words and good else ""
@@ -87,7 +96,7 @@ def clean(text: str, names: frozenset[str] = frozenset()) -> str:
             number_before = unit_before = word_before = False
             continue
         word = token.casefold()
-        is_number = _NUMBER.fullmatch(word) is not None and after.casefold() in units()
+        is_number = number + 1 not in persons and _is_measure(text, matches[number : number + 2], names)
         joined = _NUMBER_WITH_UNIT.fullmatch(word)
         per_unit = unit_before and text[matches[number - 1].end() : matches[number].start()] == "/"  # ml/s
         unit = (joined is not None and joined[2] in units()) or ((number_before or per_unit) and word in units())
@@ -100,6 +109,19 @@ def clean(text: str, names: frozenset[str] = frozenset()) -> str:
         number_before, unit_before, word_before = is_number, unit, allowed and word.isalpha()
     beside = [at for at in lone if any(one[0].isdigit() for one in kept[max(0, at - 1) : at + 2 : 2])]
     return " ".join(one for at, one in enumerate(kept) if at not in beside)
+
+
+def _is_measure(text: str, pair: list[re.Match[str]], names: frozenset[str]) -> bool:
+    """Whether the first of ``pair`` is a number that a unit or a counted word behind it makes a measure or a count."""
+    if len(pair) < 2:
+        return False
+    word, following = (match[0].casefold() for match in pair)
+    if following in counted() or following == "%":
+        beside = _BESIDE.fullmatch(text, pair[0].end(), pair[1].start()) is not None
+        return (
+            beside and following not in names and (_COUNT if following != "%" else _NUMBER).fullmatch(word) is not None
+        )
+    return following in units() and _NUMBER.fullmatch(word) is not None
 
 
 def _pairs(tokens: list[str], names: frozenset[str]) -> frozenset[int]:

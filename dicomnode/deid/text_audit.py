@@ -1,6 +1,6 @@
 """The audit of cleaned texts: what an allow-list may have left of them. It shares no code with what cleans (text.py).
 
-Both read the lists of ``config/deid``: ``vocabulary.txt``, ``units.txt``, ``word-parts.txt``,
+Both read the lists of ``config/deid``: ``vocabulary.txt``, ``everyday-*.txt``, ``units.txt``, ``word-parts.txt``,
 ``word-endings.txt``, ``surnames.txt``, ``lower-case-words.txt`` and ``terms.txt``.
 Sources: PS3.15 E.3.4, E.3.5.
 """
@@ -16,6 +16,7 @@ from dicomnode.deid import table
 NOTHING = frozenset({"", "ANONYMIZED", "000Y", "19000101", "19000101000000", "000000", "0", "0.0", "about:blank"})
 _CLEANED_NUMBER = re.compile(r"\d{1,3}([.,]\d{1,3})?([^\W\d_][^\W_]*)?")
 _CODE_WORD = re.compile(r"[^\W_]+(?:\.[0-9]+)?")
+_ACCENTS = str.maketrans("áéíóúàèìòùâêîôûäëïöüãõñç", "aeiouaeiouaeiouaeiouaonc")
 _LONGEST_WORD = 40  # letters
 _SHORTEST_REST = 5  # letters of the listed word that ends a compound
 
@@ -65,7 +66,13 @@ def terms() -> dict[str, set[str]]:
 
 @functools.cache
 def _vocabulary() -> frozenset[str]:
-    return table.data_words("vocabulary.txt", "units.txt")
+    return table.data_words("vocabulary.txt", "everyday-en.txt", "everyday-es.txt", "units.txt")
+
+
+@functools.cache
+def _bare() -> frozenset[str]:
+    """Listed words written without their accents."""
+    return frozenset(word.translate(_ACCENTS) for word in _vocabulary())
 
 
 @functools.cache
@@ -102,7 +109,7 @@ def is_allowed(word: str) -> bool:
         return True
     if len(word) > _LONGEST_WORD or word in _surnames():  # the longer are no words: bytes, a key
         return False
-    if _is_form(word):
+    if word in _bare() or _is_form(word):
         return True
     for at in range(1, len(word) - _SHORTEST_REST + 1):
         rest = word[at:]

@@ -7,9 +7,11 @@ that would let through are listed too (``surnames.txt``). Nothing is guessed bey
 from __future__ import annotations
 
 import functools
+import unicodedata
 
 from dicomnode.deid import table
 
+VOCABULARY = ("vocabulary.txt", "everyday-en.txt", "everyday-es.txt")
 SHORTEST_INFLECTED, SHORTEST_STEM = 6, 4  # letters
 SHORTEST_REST = 5  # letters of the word that ends a compound: short ones end many a surname
 LONGEST_WORD = 40  # letters of a word that is looked into
@@ -18,7 +20,17 @@ LONGEST_WORD = 40  # letters of a word that is looked into
 @functools.cache
 def vocabulary() -> frozenset[str]:
     """The listed words, and pairs of words with a hyphen between, in lower case."""
-    return table.data_words("vocabulary.txt")
+    return table.data_words(*VOCABULARY)
+
+
+@functools.cache
+def _without_accents() -> frozenset[str]:
+    """The listed words as scanners and forms in capitals often have them: "TORAX", "LESION", "NINO"."""
+    return frozenset(_plain(word) for word in vocabulary() if not word.isascii())
+
+
+def _plain(word: str) -> str:
+    return "".join(one for one in unicodedata.normalize("NFD", word) if not unicodedata.combining(one))
 
 
 @functools.cache
@@ -48,7 +60,7 @@ def _endings() -> tuple[tuple[str, ...], ...]:
 
 @functools.lru_cache(maxsize=4096)
 def is_known(word: str) -> bool:
-    """Whether ``word`` (lower case) is listed, an inflection of a listed word, or a compound.
+    """Whether ``word`` (lower case) is listed (its accents may lack), an inflection of a listed word, or a compound.
 
     A compound is made of parts ("aorto") and a known word of five letters or more behind them ("pulmonary"). Spanish
     doubles an r between the two (espleno + renal: "esplenorrenal").
@@ -57,7 +69,7 @@ def is_known(word: str) -> bool:
         return True
     if len(word) > LONGEST_WORD or word in _surnames():
         return False
-    return _is_inflected(word) or _is_compound(word)
+    return word in _without_accents() or _is_inflected(word) or _is_compound(word)
 
 
 def _is_inflected(word: str) -> bool:

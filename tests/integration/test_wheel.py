@@ -30,6 +30,7 @@ INSIDE = (
     "dicomnode/_config/deid/e1-1.csv",
     "dicomnode/_config/deid/iod-types.json",
     "dicomnode/_config/deid/vocabulary.txt",
+    "dicomnode/_config/deid/everyday-es.txt",
     "dicomnode/_config/packs/cenet-xception/manifest.json",
     "dicomnode/_config/packs/cenet-xception/weights.safetensors",
     "dicomnode/_config/packs/cenet-xception/golden.safetensors",

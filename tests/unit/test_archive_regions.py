@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from dicomnode.archive.regions import _WORDS, described_region, joined, regions_in
@@ -35,6 +38,13 @@ def test_whole_words_in_two_languages(text: str, regions: str) -> None:
 
 def test_every_region_has_words_for_readers_and_for_headers() -> None:
     assert set(_WORDS) == set(REGION_WORDS)
+
+
+@pytest.mark.parametrize("language", ["en", "es"])
+def test_the_viewer_has_the_same_words(language: str) -> None:
+    text = (Path(__file__).parents[2] / "viewer" / "src" / "i18n" / f"{language}.ts").read_text("utf-8")
+    words = dict(re.findall(r"'region\.(\w+)': '([^']+)'", text))
+    assert words == {region: said[language] for region, said in REGION_WORDS.items()}
 
 
 def test_a_series_says_more_than_its_study() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dicomnode.deid.text import clean, units
+from dicomnode.deid.text import clean, counted, units
 from dicomnode.deid.text_audit import is_clean
 from dicomnode.deid.words import is_known, lower_case_words, vocabulary
 
@@ -26,6 +26,9 @@ from dicomnode.deid.words import is_known, lower_case_words, vocabulary
         ("CHEST 1234 mm", "CHEST"),
         ("injected 80 ml at 4 ml/s, creatinine 1.2mg/dl", "injected 80 ml at 4 ml s creatinine 1.2mg dl"),
         ("chest s/kg hip", "chest hip"),
+        ("LESION, INFECCION; PROTESIS DE CADERA. PEREZ, Abascal", "LESION INFECCION PROTESIS DE CADERA"),
+        ("60 Gy in 30 fractions, 12 weeks; fat 70%, 8 % less", "60 Gy in 30 fractions 12 weeks fat 70 % 8 % less"),
+        ("123 weeks, 62 years, 14 months, room 41, % of 4711 %", "weeks years months of"),
         ("山田^太郎 chest", "chest"),
         ("mm kV", ""),
         ("CT chest. Accompanied by Small, tel", "CT chest"),
@@ -41,7 +44,7 @@ from dicomnode.deid.words import is_known, lower_case_words, vocabulary
         ("CT ACCOMPANIED BY HAND / LUNG", "CT LUNG"),
         ("grade 3 tear, phase 2; segment 4 (zone 1) left", "grade 3 tear phase 2 segment 4 zone 1 left"),
         ("chest 3/4/65 hip 1.2.3 lung 5-6 knee 7 8 9", "chest hip lung knee"),
-        ("chest Smith 3, 4 phase 1x2 hip #5 kidney 6 Pérez 7 mm", "chest phase hip kidney 7 mm"),
+        ("chest Smith 3, 4 phase 1x2 hip #5 kidney 6 Pérez 7 mm", "chest 4 phase hip kidney 7 mm"),
         ("Chest X-ray PA", "Chest X ray PA"),
         ("X-RAYS of knee X, X Pérez 3, Ray, Ray Pérez", "X RAYS of knee"),
         ("unión esofagogástrica, fístula aortobronquial", "unión esofagogástrica fístula aortobronquial"),
@@ -65,6 +68,7 @@ def test_words_that_nobody_listed_are_dropped(text: str, cleaned: str) -> None:
 _PAIRED = {one for pair in vocabulary() for one in pair.split("-") if "-" in pair}
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 @example("2S")
 def test_whatever_comes_in_only_allowed_words_come_out(text: str) -> None:
@@ -87,10 +91,19 @@ _PIECES = [
 ]  # fmt: skip
 
 
+@settings(deadline=None)  # the first one reads the lists
 @given(st.text(max_size=60) | st.lists(st.sampled_from(_PIECES)).map(" ".join))
 @example("RGB to JPEG Baseline 1 conversion")
 def test_the_auditor_takes_what_the_cleaner_leaves(text: str) -> None:
     assert all(is_clean(one) for one in (clean(text), clean(clean(text))) if one)
+
+
+def test_a_count_goes_with_the_name_that_it_stands_before() -> None:
+    assert clean("lesion, 12 weeks; 5 weeks", frozenset({"weeks"})) == "lesion"
+
+
+def test_counted_words_are_words_of_the_vocabulary() -> None:
+    assert counted() <= vocabulary()
 
 
 def test_a_pair_of_words_goes_where_one_of_them_is_a_name() -> None:
