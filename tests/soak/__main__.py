@@ -17,6 +17,8 @@ from typing import Any
 from .associations import AssociationsCampaign
 from .campaign import Broken
 from .clock import STEPS_S, ClockCampaign
+from .files import PARTS as FILE_PARTS
+from .files import FilesCampaign
 from .flapping import FlappingCampaign
 from .full_disk import FullDiskCampaign
 from .in_a_row import InARowCampaign
@@ -42,6 +44,7 @@ CAMPAIGNS: dict[str, tuple[Callable[[Path, int], Any], int]] = {  # and the roun
     "orthanc": (OrthancCampaign, 1),
     "silent": (SilentCampaign, 2 * len(SILENT_KINDS)),
     "takeover": (TakeoverCampaign, 1),
+    "files": (FilesCampaign, FILE_PARTS),
 }
 
 

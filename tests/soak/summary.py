@@ -101,6 +101,13 @@ def _orthanc(done: Done) -> str:
     )
 
 
+def _files(done: Done) -> str:
+    reasons = sum((Counter(d["reasons"]) for d in done), Counter[str]())
+    passed = reasons.pop("ok", 0)
+    held = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+    return f"{sum(d['files'] for d in done)} files: {passed} passed, the others held: {held}; no crash"
+
+
 COLUMNS: dict[str, Callable[[Done], str]] = {
     "kill": _kill,
     "full-disk": _full_disk,
@@ -112,6 +119,7 @@ COLUMNS: dict[str, Callable[[Done], str]] = {
     "silent": _silent,
     "takeover": _takeover,
     "orthanc": _orthanc,
+    "files": _files,
 }
 
 

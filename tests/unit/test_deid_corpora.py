@@ -1,4 +1,4 @@
-"""Some of pydicom's own files through ``dicomnode deid``; tests/integration has them all."""
+"""Some of pydicom's own files through ``dicomnode deid``; ``tests.soak files`` has them all."""
 
 from __future__ import annotations
 
