@@ -14,7 +14,7 @@ SAMPLE = {
     "MR_small_padded.dcm": "ok", "emri_small.dcm": "ok", "rtdose.dcm": "ok", "liver_1frame.dcm": "ok",
     "image_dfl.dcm": "ok", "badVR.dcm": "unsupported", "MR_truncated.dcm": "truncated",
     "rtplan.dcm": "not-image", "no_meta.dcm": "not-dicom", "UN_sequence.dcm": "missing-uid",
-    "examples_ybr_color.dcm": "ok", "ExplVR_BigEndNoMeta.dcm": "not-dicom",
+    "JPGLosslessP14SV1_1s_1f_8b.dcm": "ok", "ExplVR_BigEndNoMeta.dcm": "not-dicom",
     "empty_charset_LEI.dcm": "missing-uid",
 }  # fmt: skip
 
