@@ -107,7 +107,7 @@ def is_allowed(word: str) -> bool:
     """A listed word, with another ending, or behind word parts; Spanish doubles its r there (esplenorrenal)."""
     if word in _vocabulary():
         return True
-    if len(word) > _LONGEST_WORD or word in _surnames():  # the longer are no words: bytes, a key
+    if len(word) > _LONGEST_WORD or word.translate(_ACCENTS) in _surnames():  # the longer are no words: bytes, a key
         return False
     if word in _bare() or _is_form(word):
         return True

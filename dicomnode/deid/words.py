@@ -67,7 +67,7 @@ def is_known(word: str) -> bool:
     """
     if word in vocabulary():
         return True
-    if len(word) > LONGEST_WORD or word in _surnames():
+    if len(word) > LONGEST_WORD or _plain(word) in _surnames():
         return False
     return word in _without_accents() or _is_inflected(word) or _is_compound(word)
 

@@ -26,6 +26,7 @@ from dicomnode.deid.words import is_known, lower_case_words, vocabulary
         ("CHEST 1234 mm", "CHEST"),
         ("injected 80 ml at 4 ml/s, creatinine 1.2mg/dl", "injected 80 ml at 4 ml s creatinine 1.2mg dl"),
         ("chest s/kg hip", "chest hip"),
+        ("Concepción Dueñas: concepciones", "concepciones"),
         ("LESION, INFECCION; PROTESIS DE CADERA. PEREZ, Abascal", "LESION INFECCION PROTESIS DE CADERA"),
         ("60 Gy in 30 fractions, 12 weeks; fat 70%, 8 % less", "60 Gy in 30 fractions 12 weeks fat 70 % 8 % less"),
         ("123 weeks, 62 years, 14 months, room 41, % of 4711 %", "weeks years months of"),
