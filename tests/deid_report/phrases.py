@@ -788,7 +788,10 @@ TUNE: dict[str, list[str]] = {
         "Had two miscarriages, one full-term delivery, and heavy painful periods for the last three years.",
         "Blood glucose 6.2 mmol/L at injection, uptake time 65 minutes, patient rested in a warm room.",
         "Takes warfarin for an artificial valve; last INR was 3.8 and she bumped her head getting out of the car.",
-        "Subtracted series obtained by removing the mask frame and averaging three consecutive images with pixel shift.",
+        (
+            "Subtracted series obtained by removing the mask frame and averaging three consecutive "
+            "images with pixel shift."
+        ),
         "Poor views of the pancreas because of overlying bowel gas, patient had eaten breakfast despite instructions.",
     ],
     "es": [
@@ -1561,7 +1564,10 @@ TUNE: dict[str, list[str]] = {
         "Planificación de radioterapia paliativa sobre metástasis en L3",
         "Hiperparatiroidismo primario, localizar adenoma",
         "Pie diabético con úlcera plantar, descartar osteomielitis",
-        "La paciente refiere alergia al marisco y a la penicilina, pero ha tolerado contraste yodado en otras ocasiones sin problemas.",
+        (
+            "La paciente refiere alergia al marisco y a la penicilina, pero ha tolerado contraste "
+            "yodado en otras ocasiones sin problemas."
+        ),
         "Exploración limitada por falta de colaboración; el niño lloraba y hubo que repetir la proyección lateral.",
         "Operado de hernia discal hace ocho años, desde entonces nota hormigueo en el dedo gordo del pie derecho.",
         "Su madre y una tía tuvieron cáncer de ovario y ella está pendiente del estudio genético.",
