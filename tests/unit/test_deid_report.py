@@ -92,7 +92,7 @@ def test_the_page_is_self_contained_without_script_and_escapes_names(reported):
         assert page.tags & {"script", "img", "link", "iframe", "object", "form", "b"} == {"b"}
         assert page.loaded == []
         assert "<b>Jane" not in text
-        assert "2 of 3 files passed de-identification and audit; 1 were held back." in text
+        assert "2 of 3 files passed de-identification and audit; 1 was held back." in text
     assert "&lt;b&gt;" not in (reported / "hashed.html").read_text()  # no name at all
     assert "=cmd|calc" in (reported / "relative.html").read_text()
 

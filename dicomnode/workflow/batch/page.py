@@ -91,11 +91,8 @@ def _headline(counts: dict[str, int], dry_run: bool) -> str:
         return "There was nothing to de-identify."
     if not out:
         return f"All {total:,} files {would} de-identification and audit."
-    return f"{total - out:,} of {total:,} files {would} de-identification and audit; {out:,} {_held(dry_run)} back."
-
-
-def _held(dry_run: bool) -> str:
-    return "would be held" if dry_run else "were held"
+    held = "would be held" if dry_run else "was held" if out == 1 else "were held"
+    return f"{total - out:,} of {total:,} files {would} de-identification and audit; {out:,} {held} back."
 
 
 def _occurring(told: dict[str, Any]) -> list[tuple[str, list[str], int]]:
