@@ -138,7 +138,9 @@ class Node:
         vault = Vault.open(path, key)
         if vault.created:
             where = f"{path}; its key is {key.path or f'[vault] key_{key.name}'}"
-            sys.stderr.write(f"vault created: {where}: keep a copy of the key elsewhere, it cannot be replaced\n")
+            sys.stderr.write(
+                f"vault created: {where}: keep a copy of the key elsewhere, a lost one cannot be made again\n"
+            )
         return vault
 
     @cached_property

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dicomnode.cli.options import Config, Json, err, open_node, out, print_json, progress_bar
-from dicomnode.errors import EXIT_FAILED, UsageError
+from dicomnode.errors import EXIT_FAILED, NotFound, UsageError
 from dicomnode.workflow.batch.choices import INPUT_PREFIX, Layout, ReportPaths, paths_in
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def deid_command(
     report: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Write a report here, over one of that name: JSON, or CSV or HTML by its extension; repeatable."
+            help="Write a report here: JSON, or CSV or HTML by its extension; repeatable. An earlier report of that "
+            "name is replaced, nothing else.",
         ),
     ] = None,
     report_paths: Annotated[
@@ -43,7 +44,7 @@ def deid_command(
         Layout,
         typer.Option(help="Folders by patient, study and series, or those of the input under mapped names."),
     ] = Layout.DICOM,
-    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes; else [deid] workers.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes; else \\[deid] workers.")] = None,
     dry_run: Annotated[bool, typer.Option(help="Do everything but keep no file.")] = False,
     explain: Annotated[
         Path | None, typer.Option(help="Print what happens to each attribute of one file, and which rule says so.")
@@ -78,6 +79,7 @@ def deid_command(
     elif locate is not None:
         from dicomnode.workflow.deidentify import locate as find
 
+        _check_vault(node)
         out.print(find(node.deid_context, paths or [], locate.removeprefix(INPUT_PREFIX)))
     else:
         with _passing_vault(node) if dry_run else contextlib.nullcontext():
@@ -91,11 +93,24 @@ def _check_places(inputs: list[Path], folder: Path | None, reports: list[Path]) 
     for path in inputs:
         if not path.exists():
             raise UsageError("no such file or folder", place=str(path))
+    from dicomnode.workflow.batch.report import is_report
+
     for path in reports:
         if not path.parent.is_dir():
             raise UsageError("its folder does not exist", place=f"--report {path}", advice="make it first")
+        if path.exists() and not (path.is_file() and is_report(path)):
+            wrong = "something else than a report of 'dicomnode deid' is there; it is not overwritten"
+            raise UsageError(wrong, place=f"--report {path}", advice="name another file")
     if folder is not None:
         _check_folder(folder)
+
+
+def _check_vault(node: Node) -> None:
+    """A look-up makes no vault: the hashes of a report are found with the key under which it was made."""
+    path, _ = node.vault_place
+    if not path.exists():
+        wrong = "there is no vault: a report's inputs are found with the one that it was made with"
+        raise NotFound(wrong, place=str(path), advice="--config, or [node] data_dir; of a first dry run none is kept")
 
 
 @contextlib.contextmanager

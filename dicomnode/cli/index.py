@@ -217,7 +217,9 @@ def remove(
             keys = [*([key] if key else []), *(node.vault.keys_of(names[0]) if names else [])]
             removed = remove_patient(node.context, names, keys, worker_runs=not away)
     if not removed.anything:
-        raise NotFound("no such study or patient in the repository", advice="dicomnode index status")
+        given = "with the --issuer given" if issuer else "without issuer; --issuer as in the images' (0010,0021)?"
+        advice = f"looked for {given}" if patient_id else "dicomnode index status"
+        raise NotFound("no such study or patient in the repository", advice=advice)
     if json:
         print_json(asdict(removed))
     else:

@@ -25,7 +25,7 @@ PatientId = Annotated[
     str | None, typer.Option(help="The hospital's Patient ID; - reads it from standard input, which no history keeps.")
 ]
 Issuer = Annotated[
-    str | None, typer.Option(help="Issuer of Patient ID, as in the images; else [node] default_issuer, as for them.")
+    str | None, typer.Option(help="Issuer of Patient ID, as in the images; else \\[node] default_issuer, as for them.")
 ]
 
 

@@ -133,7 +133,8 @@ def _row(parameter: Any) -> str:
         if not isinstance(parameter.default, bool):
             name += f" {_metavar(parameter)}"
     needed = "needed" if parameter.required else _default(parameter.default)
-    return f"| `{name}` | {needed} | {parameter.help or ''} |"
+    told = (parameter.help or "").replace("\\[", "[")  # escaped from what makes help colourful
+    return f"| `{name}` | {needed} | {told} |"
 
 
 def _section(words: str, command: Any) -> str:

@@ -72,7 +72,7 @@ def rotate(
         out.print(f"the vault is under this key already: epoch {done.epoch}")
     else:
         out.print(f"the vault is under its new key: epoch {done.epoch}")
-        err.print("keep a copy of the new key elsewhere, it cannot be replaced")
+        err.print("keep a copy of the new key elsewhere, a lost one cannot be made again")
     if not done.swept:
         err.print("the vault's file still holds bytes under the old key: free some space; the next start tries again")
     if key.path is None:

@@ -61,12 +61,24 @@ _CODES = {
 }  # fmt: skip
 
 
+FURTHER = 5  # places that a refusal names beside the first
+
+
 @dataclass(frozen=True, slots=True)
 class AuditFinding:
     """Where a rule is broken (path of tags, or a part of the file) and which one. Never the value."""
 
     place: str
     rule: str
+
+
+def _further(found: list[AuditFinding]) -> str:
+    """Where else something was found: the first places, and how many there are."""
+    places = list(dict.fromkeys(one.place for one in found[1:] if one.place != found[0].place))
+    if not places:
+        return ""
+    left = f" and {len(places) - FURTHER} more places" if len(places) > FURTHER else ""
+    return f"; and {', '.join(places[:FURTHER])}{left}"
 
 
 class Auditor:
@@ -112,7 +124,7 @@ class Auditor:
             raise QuarantineError("audit", f"the audit could not be finished: {cause}") from None
         if found:
             first = found[0]
-            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            more = _further(found)
             raise QuarantineError(
                 "audit", f"{first.rule}{more}", place=first.place, advice="the de-identified copy was discarded"
             )

@@ -131,7 +131,7 @@ def _read(path: Path, stream: BinaryIO) -> Source:
         ds = dcmread(stream, stop_before_pixels=True)
         size = _size(stream)
     except InvalidDicomError:
-        raise QuarantineError("not-dicom", "not a DICOM file (PS3.10)", advice="discard it") from None
+        raise QuarantineError("not-dicom", "not a DICOM file (PS3.10)", advice="nothing to de-identify") from None
     except (EOFError, zlib.error, struct.error, OSError, ValueError, KeyError, AttributeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

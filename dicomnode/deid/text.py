@@ -20,6 +20,8 @@ from dicomnode.deid.words import is_known, lower_case_words, vocabulary
 # Letters and digits, with decimals: "CHEST", "T2", "1.5T", "5.0", "0,6". Everything else separates.
 _WORD = re.compile(r"\d+,\d+[^\W_]*|[^\W_]+(?:\.\d+[^\W_]*)?")
 _TOKEN = re.compile(f"{_WORD.pattern}|%")
+# Of e-mail or a page on the web: none of its words stays.
+_ADDRESS = re.compile(r"[^\s@<>]+@[^\s@<>]+|(?:https?://|www\.)\S+", re.IGNORECASE)
 _NAME_WORD = re.compile(r"[^\W\d_]+")
 SHORTEST_NAME = 3  # letters; two of them are CT, MR and the like more often than a name
 PRIVATE_CODE = "PrivateCode"  # in terms.txt: codes of safe private elements
@@ -29,6 +31,7 @@ _NUMBER = re.compile(r"\d{1,3}(?:[.,]\d{1,3})?")
 _DIGIT = re.compile(r"[0-9]")
 _COUNT = re.compile(r"[0-9]{1,2}")
 _BESIDE = re.compile(r"[\s_-]*")
+_STOP = re.compile(r"\.(?:\s|$)")
 _AFTER_DIGIT = frozenset(",;)")
 _NUMBER_WITH_UNIT = re.compile(r"(\d{1,3}(?:[.,]\d{1,3})?)([^\W\d_][^\W_]*)")
 
@@ -84,7 +87,7 @@ def clean(text: str, names: frozenset[str] = frozenset()) -> str:
     that a title or a relation introduces as a person's name (names.py).
     """
     matches = list(_TOKEN.finditer(text))
-    persons = named(text, matches)
+    persons = named(text, matches) | _in_addresses(text, matches)
     tokens = [match[0] for match in matches]
     following = (*tokens[1:], "")[: len(tokens)]
     pairs = _pairs(tokens, names)
@@ -109,6 +112,12 @@ def clean(text: str, names: frozenset[str] = frozenset()) -> str:
         number_before, unit_before, word_before = is_number, unit, allowed and word.isalpha()
     beside = [at for at in lone if any(one[0].isdigit() for one in kept[max(0, at - 1) : at + 2 : 2])]
     return " ".join(one for at, one in enumerate(kept) if at not in beside)
+
+
+def _in_addresses(text: str, matches: list[re.Match[str]]) -> frozenset[int]:
+    """Numbers of the tokens that are parts of an e-mail or web address."""
+    spans = [found.span() for found in _ADDRESS.finditer(text)]
+    return frozenset(n for n, one in enumerate(matches) if any(a <= one.start() < b for a, b in spans))
 
 
 def _is_measure(text: str, pair: list[re.Match[str]], names: frozenset[str]) -> bool:
@@ -137,5 +146,5 @@ def _stands_alone(text: str, before: re.Match[str], token: re.Match[str]) -> boo
     return (
         _DIGIT.fullmatch(token[0]) is not None
         and text[before.end() : token.start()].isspace()
-        and (after in _AFTER_DIGIT or not after.strip())
+        and (after in _AFTER_DIGIT or not after.strip() or _STOP.match(text, token.end()) is not None)
     )

@@ -79,7 +79,7 @@ def frame_header(ds: Dataset, frame: int = 0) -> FrameHeader:
         The object has no such frame.
     """
     if not 0 <= frame < number_of_frames(ds):
-        raise InputError(f"has no frame {frame}")
+        raise InputError(f"has no frame {frame + 1}: it has {number_of_frames(ds)}")
     scopes = list(_scopes(ds, frame))
     slope, intercept = _number(scopes, "RescaleSlope"), _number(scopes, "RescaleIntercept")
     lacks = slope is None or intercept is None or slope == 0

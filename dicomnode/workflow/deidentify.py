@@ -30,7 +30,7 @@ from dicomnode.deid.vault import PSEUDONYM_PREFIX, Vault
 from dicomnode.domain import Pseudonym
 from dicomnode.errors import DicomnodeError, NotFound, QuarantineError, StorageFull
 from dicomnode.workflow.batch import inputs as found_inputs
-from dicomnode.workflow.batch.choices import Layout
+from dicomnode.workflow.batch.choices import INPUT_PREFIX, Layout
 from dicomnode.workflow.batch.inputs import Input
 from dicomnode.workflow.batch.journal import FAILED, OK, OTHER, QUARANTINED, SKIPPED, Journal, Kept, Row
 from dicomnode.workflow.batch.layout import target_of
@@ -133,7 +133,9 @@ def locate(ctx: DeidContext, paths: Sequence[Path], input_id: str) -> str:
         for found in found_inputs.find(paths):
             if journal.input_id(found) == input_id:
                 return str(found.root / found.shown)
-    raise NotFound("none of the files has this number", place=input_id, advice="give the same paths as to the run")
+    raise NotFound(
+        "none of the files has this hash", place=f"{INPUT_PREFIX}{input_id}", advice="give the same paths as to the run"
+    )
 
 
 @dataclass(slots=True)

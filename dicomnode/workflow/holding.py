@@ -26,7 +26,7 @@ _IDENTIFY = "dicomnode quarantine show {id} --identify --reason TEXT"
 _PICTURE = "dicomnode quarantine show {id} --picture FILE"
 # By reason: the commands that solve it, in their order; docs/quarantine.md explains each, and a test compares the two.
 SOLUTIONS: dict[str, tuple[str, ...]] = {
-    "audit": (_IDENTIFY, _RELEASE, _DISCARD),
+    "audit": (_IDENTIFY, _PICTURE, _MASK, _RELEASE, _DISCARD),
     "burned-in": (_PICTURE, _MASK, _CLEAN, _IDENTIFY, _DISCARD),
     "deid": ("dicomnode doctor", _RELEASE),
     "deid-failed": (_IDENTIFY, _DISCARD),

@@ -72,6 +72,12 @@ class Bands(torch.nn.Module):
         return images.reshape(images.shape[0], 8, -1).mean(2) + 0.01
 
 
+def test_no_help_loses_a_word_in_brackets() -> None:
+    """Typer takes "[deid]" for a colour and shows nothing."""
+    told = [p.help or "" for _, command in commands() for p in command.params]
+    assert [text for text in told if re.search(r"(?<!\\)\[[a-z]", text)] == []
+
+
 ALL = [pytest.param(words, command, id=" ".join(words)) for words, command in commands()]
 
 

@@ -46,7 +46,7 @@ def test_outcomes_come_in_order_and_files_exist_where_they_are_good(tmp_path: Pa
     assert isinstance(outcomes[0], DeidResult)
     assert isinstance(outcomes[3], DeidResult)
     assert isinstance(outcomes[1], QuarantineError)
-    assert (outcomes[1].reason, outcomes[1].advice) == ("not-dicom", "discard it")
+    assert (outcomes[1].reason, outcomes[1].advice) == ("not-dicom", "nothing to de-identify")
     assert isinstance(outcomes[2], DeidError)
     assert "absent" not in str(outcomes[2])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.dcm", "3.dcm"]

@@ -26,6 +26,10 @@ from dicomnode.deid.words import is_known, lower_case_words, vocabulary
         ("CHEST 1234 mm", "CHEST"),
         ("injected 80 ml at 4 ml/s, creatinine 1.2mg/dl", "injected 80 ml at 4 ml s creatinine 1.2mg dl"),
         ("chest s/kg hip", "chest hip"),
+        (
+            "call anna.k@heart-center.org, www.chest.org/left or https://hip.org; grade 3. Left 4.5",
+            "call or grade 3 Left",
+        ),
         ("Concepción Dueñas: concepciones", "concepciones"),
         ("LESION, INFECCION; PROTESIS DE CADERA. PEREZ, Abascal", "LESION INFECCION PROTESIS DE CADERA"),
         ("60 Gy in 30 fractions, 12 weeks; fat 70%, 8 % less", "60 Gy in 30 fractions 12 weeks fat 70 % 8 % less"),

@@ -18,7 +18,7 @@ from dicomnode.testing import sample_study, write_study
 from dicomnode.workflow.batch.choices import INPUT_PREFIX, Layout, ReportPaths
 from dicomnode.workflow.batch.explain import explain_file, explain_pixels
 from dicomnode.workflow.batch.journal import FOLDER, Journal
-from dicomnode.workflow.batch.report import Report, write_report
+from dicomnode.workflow.batch.report import Report, is_report, write_report
 from dicomnode.workflow.deidentify import Request, deidentified, identity_of, locate
 
 SECRET = "SECRET"
@@ -129,6 +129,33 @@ def test_a_dry_run_leaves_an_empty_folder_that_was_there(incoming, tmp_path, mon
     (tmp_path / "mounted").mkdir()
     command("deid", incoming, "--dry-run")
     assert list((tmp_path / "mounted").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["image.dcm", "findings.csv", "page.html", "folder.json"])
+def test_a_report_replaces_an_earlier_one_and_nothing_else(incoming, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("DICOMNODE__NODE__DATA_DIR", str(tmp_path / "var"))
+    there = tmp_path / name
+    there.mkdir() if name.startswith("folder") else there.write_bytes(b"path,label\r\n<!doctype html><title>x</title>")
+    before = None if there.is_dir() else there.read_bytes()
+    refused = command("deid", incoming, "--dry-run", "--report", there)
+    assert refused.code == 2
+    assert str(there) in refused.error()
+    assert before is None or there.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.csv", "r.html"])
+def test_an_earlier_report_is_known_and_replaced(node, incoming, tmp_path, name):
+    with deidentified(node.deid_context, Request([incoming], None)) as done:
+        write_report(Report(done, ReportPaths.HASHED), tmp_path / name)
+    assert is_report(tmp_path / name)
+    assert not is_report(next(p for p in incoming.rglob("*") if p.is_file()))
+
+
+def test_looking_an_input_up_makes_no_vault(incoming, tmp_path, monkeypatch):
+    monkeypatch.setenv("DICOMNODE__NODE__DATA_DIR", str(tmp_path / "var"))
+    done = command("deid", incoming, "--locate", f"{INPUT_PREFIX}0123456789abcdef")
+    assert (done.code, "there is no vault" in done.error()) == (1, True)
+    assert not (tmp_path / "var").exists()
 
 
 class TestOneUidTwice:

@@ -30,6 +30,7 @@ from dicomnode.workflow.batch.journal import OTHER, QUARANTINED, Row
 from dicomnode.workflow.deidentify import Run
 
 CSV_COLUMNS = ("record", "input", "output", "status", "reason", "name", "count")
+BEGINNING = 2048  # bytes of a file by which a report is known
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet recognises a formula (OWASP, CSV injection)
 
 
@@ -150,6 +151,20 @@ def write_html(report: Report, out: TextIO) -> None:
 def writer_for(path: Path) -> Callable[[Report, TextIO], None]:
     """By the file's extension: ``.csv``, ``.html`` or ``.htm``, else JSON."""
     return {".csv": write_csv, ".html": write_html, ".htm": write_html}.get(path.suffix.lower(), write_json)
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is, as far as its beginning tells, an earlier report, which a new one may replace.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(BEGINNING).decode("utf-8", "replace")
+    page = start.startswith("<!doctype html>") and "<title>De-identification report</title>" in start
+    return page or start.startswith(('{"files": [', ",".join(CSV_COLUMNS)))
 
 
 def write_report(report: Report, path: Path) -> None:
