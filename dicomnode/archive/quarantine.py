@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from dicomnode.archive import schema as t
 from dicomnode.errors import NotFound
 
 HELD, RELEASED, DISCARDED = "held", "released", "discarded"
+_LAST = "quarantine_last"  # in the table of the node: the highest id ever given
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Quarantine:
     def hold(self, reason: str, line: str, *, place: str = "", advice: str = "", job_id: int | None = None) -> int:
         """Add an item; the same reason for the same job (or, without one, the same place) is not repeated.
 
-        Returns its id.
+        Returns its id, which no other item had before: the audit trail names items by it, those too that a withdrawal
+        has deleted since.
         """
         c = t.quarantine.c
         if job_id is not None:
@@ -57,7 +59,9 @@ class Quarantine:
             found = db.execute(sa.select(c.id).where(same, c.reason == reason[:32], c.state == HELD)).scalar()
             if found is not None:
                 return int(found)
+            number = _next_id(db)
             insert = t.quarantine.insert().values(
+                id=number,
                 reason=reason[:32],
                 line=line[:255],
                 place=place[:64],
@@ -66,7 +70,8 @@ class Quarantine:
                 job_id=job_id,
                 created=time.time(),
             )
-            return int(db.execute(insert).inserted_primary_key[0])  # type: ignore[index]
+            db.execute(insert)
+            return number
 
     def items(self, *, state: str | None = None) -> list[Item]:
         """Items, oldest first."""
@@ -94,3 +99,14 @@ class Quarantine:
         """Mark an item released or discarded."""
         with self.engine.begin() as db:
             db.execute(t.quarantine.update().where(t.quarantine.c.id == item_id).values(state=state))
+
+
+def _next_id(db: Connection) -> int:
+    """One more than any item has or had; within the transaction of the insert."""
+    mine = t.nodes.c.key == _LAST
+    last = int(db.execute(sa.select(t.nodes.c.value).where(mine)).scalar() or 0)
+    there = db.execute(sa.select(sa.func.max(t.quarantine.c.id))).scalar() or 0
+    number = max(last, there) + 1
+    db.execute(t.nodes.delete().where(mine))
+    db.execute(t.nodes.insert().values(key=_LAST, value=str(number)))
+    return number

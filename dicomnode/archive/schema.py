@@ -190,7 +190,7 @@ provenance = Table(
     Column("created", Float, nullable=False),
 )
 
-nodes = Table(  # one row: what this repository is bound to
+nodes = Table(  # what this repository is bound to, and what it remembers
     "node",
     metadata,
     Column("key", String(32), primary_key=True),

@@ -30,7 +30,8 @@ _ANGIOGRAPHY = ("1.2.840.10008.5.1.4.1.1.12.1",)
 _VISIBLE_LIGHT = ("1.2.840.10008.5.1.4.1.1.77.1",)
 _SCREENS = (_SECONDARY_CAPTURE, *_ULTRASOUND, *_ANGIOGRAPHY, *_VISIBLE_LIGHT)
 BURNED_IN_ADVICE = "look at the pixels; 'dicomnode quarantine release' masks what a node holds, else use a clean copy"
-_DECLARE_ADVICE = f"{BURNED_IN_ADVICE}, marked (0028,0301) NO"
+_MASK_ADVICE = '[deid] pixels = "mask" looks for text and masks it; of a node\'s items "quarantine release" does'
+_DECLARE_ADVICE = f"look at it, then mark it (0028,0301) NO; or {_MASK_ADVICE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +128,13 @@ def refuse_hidden_overlays(ds: Dataset) -> None:
 def _refuse_what_may_show_text(ds: Dataset) -> None:
     modality = text_of(ds, "Modality")
     if declared(ds) == "YES":
-        raise QuarantineError("burned-in", "marked as having text in its pixels", advice=_DECLARE_ADVICE)
+        raise QuarantineError("burned-in", "marked as having text in its pixels", advice=_MASK_ADVICE)
     if is_screen(ds):
-        raise QuarantineError("burned-in", "images of this SOP Class may show text", advice=_DECLARE_ADVICE)
+        raise QuarantineError("burned-in", "images of this SOP Class may show text", advice=_MASK_ADVICE)
     if modality in PASS_MODALITIES or (modality in DECLARED_MODALITIES and declared(ds) == "NO"):
         return
-    raise QuarantineError("burned-in", "images of this modality may show text", advice=_DECLARE_ADVICE)
+    advice = _DECLARE_ADVICE if modality in DECLARED_MODALITIES else _MASK_ADVICE
+    raise QuarantineError("burned-in", "images of this modality may show text", advice=advice)
 
 
 def known_clean(ds: Dataset) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dicomnode.archive import schema as t
 from dicomnode.archive.quarantine import DISCARDED, HELD, RELEASED, Quarantine
 from dicomnode.errors import NotFound
 
@@ -39,6 +40,13 @@ def test_what_was_released_and_fails_again_is_a_new_item(quarantine):
     one = quarantine.hold("audit", "found", job_id=1)
     quarantine.set_state(one, RELEASED)
     assert quarantine.hold("audit", "found", job_id=1) != one
+
+
+def test_no_item_gets_the_number_of_one_that_was_withdrawn(quarantine):
+    first, second = quarantine.hold("audit", "one", job_id=1), quarantine.hold("audit", "two", job_id=2)
+    with quarantine.engine.begin() as db:
+        db.execute(t.quarantine.delete())
+    assert quarantine.hold("audit", "three", job_id=3) == second + 1 == first + 2
 
 
 def test_items_are_listed_by_state(quarantine):
