@@ -421,11 +421,20 @@ def test_explaining_tells_what_becomes_of_the_pixels(tmp_path, modality, sop_cla
     assert "\n" not in line
 
 
-def test_explaining_the_pixels_of_an_object_without_any_says_nothing(tmp_path):
-    (ds,) = sample_study(1, matrix=32)
-    del ds.PixelData
-    (path,) = write_study([ds], tmp_path)
-    assert explain_pixels(path, PixelPolicy()) == ""
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("rtplan.dcm", "not-image"), ("MR_truncated.dcm", "truncated"), ("UN_sequence.dcm", "missing-uid")],
+)
+def test_explaining_says_that_an_object_will_be_held(name, reason):
+    line = explain_pixels(Path(get_testdata_file(name)), PixelPolicy())
+    assert line.startswith(f"The object is held, nothing of it is written [{reason}: ")
+
+
+def test_explaining_says_that_a_face_is_held(tmp_path):
+    how = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "BodyPartExamined": "HEAD", "ImageType": ["ORIGINAL", "PRIMARY"]}
+    (path,) = write_study(sample_study(1, matrix=256, Modality="CT", **how), tmp_path)
+    assert "[recognizable-face: " in explain_pixels(path, PixelPolicy(faces="quarantine"))
+    assert "recognizable-face" not in explain_pixels(path, PixelPolicy())
 
 
 @pytest.mark.filterwarnings("ignore")  # of pydicom, about the damage

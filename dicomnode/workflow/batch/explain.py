@@ -13,14 +13,14 @@ from typing import Any
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from dicomnode.deid import device_rules, iod, pixel_policy, table
+from dicomnode.deid import device_rules, faces, gate, iod, pixel_policy, table
 from dicomnode.deid.engine import is_private, is_unknown
 from dicomnode.deid.options import Option
 from dicomnode.deid.pixel_policy import PixelPolicy
 from dicomnode.deid.private import listed
 from dicomnode.deid.quiet import silenced
 from dicomnode.deid.recipe import Action, Recipe, field_name
-from dicomnode.deid.source import open_source
+from dicomnode.deid.source import Source, open_source
 from dicomnode.errors import InputError, QuarantineError
 from dicomnode.models.headers import READ_ERRORS
 
@@ -85,7 +85,9 @@ def explain_file(recipe: Recipe, path: Path) -> Iterator[Explained]:
 
 
 def explain_pixels(path: Path, policy: PixelPolicy) -> str:
-    """What happens to the pixels of a file, judged by its header alone, in one line; empty where it has none.
+    """What happens to the pixels of a file, judged by its header alone, in one line.
+
+    Where the whole object is held whatever its attributes become, that is the line.
 
     Raises
     ------
@@ -96,9 +98,21 @@ def explain_pixels(path: Path, policy: PixelPolicy) -> str:
         with silenced():
             source = open_source(path)
             with source.stream:
-                return f"Pixel Data: {_of_pixels(source.ds, policy)}" if source.pixels else ""
+                if refused := _refused(source, policy):
+                    return refused
+                return f"Pixel Data: {_of_pixels(source.ds, policy)}"
     except QuarantineError as exc:
         raise InputError(exc.line, place=str(path)) from None
+
+
+def _refused(source: Source, policy: PixelPolicy) -> str:
+    try:
+        gate.check(source)
+        if policy.faces == "quarantine":
+            faces.refuse(faces.judge(source))
+    except QuarantineError as refused:
+        return f"The object is held, nothing of it is written [{refused.reason}: {refused.line}]"
+    return ""
 
 
 def _of_pixels(ds: pydicom.Dataset, policy: PixelPolicy) -> str:
