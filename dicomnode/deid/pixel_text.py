@@ -21,7 +21,7 @@ from dicomnode.deid import pixel_ocr
 from dicomnode.deid.pixel_ocr import Proposal
 from dicomnode.deid.rectangles import Rectangle, without_covered
 
-_SURE, _LONG = 0.6, 2.5  # score, and length to height, from which a proposal is text without being read ...
+_SURE, _LONG = 0.72, 2.5  # score, and length to height, from which a proposal is text without being read ...
 _TALL = 0.08  # ... up to this height, as a share of the shorter side: anatomy draws tall ones
 _MIN_SIDE = 5.0  # pixels; strokes below it cannot be read by a person
 # Confidence of the reader that makes a proposal text, by number of letters and digits; one sign alone never does:

@@ -170,6 +170,11 @@ class DeidPool:
         self._executor: ProcessPoolExecutor | None = None
         self._used = 0
 
+    @property
+    def pixels(self) -> PixelPolicy:
+        """What is done about text in pixels and faces."""
+        return self._setup.pixels
+
     def __enter__(self) -> DeidPool:
         return self
 

@@ -44,6 +44,7 @@ def test_the_json_has_what_an_auditor_asks_for(node, reported):
     data = json.loads((reported / "hashed.json").read_text())
     assert data["version"] == __version__
     assert data["recipe"] == node.recipe.sha256
+    assert data["settings"] == {"pixels": "mask", "ocr_sample": 0.0, "faces": "flag"}
     assert data["options"] == sorted(node.settings.deid.options)
     assert data["quarantine"] == {"not-dicom": 1}
     assert data["changes"]["PatientName"] == {"replaced": 2}

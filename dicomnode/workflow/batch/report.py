@@ -49,7 +49,7 @@ class Report:
     def summary(self) -> dict[str, Any]:
         """Everything but the rows: ``counts`` and ``profile`` of the contract, and what an auditor asks for."""
         ctx, journal = self.run.ctx, self.run.journal
-        changes, faces, pixels = journal.changes(), journal.faces(), journal.pixels()
+        changes, faces, pixels, policy = journal.changes(), journal.faces(), journal.pixels(), ctx.deid.pixels
         return {
             "counts": self.counts,
             "profile": ctx.profile,
@@ -64,6 +64,7 @@ class Report:
             "paths": self.paths.value,
             "quarantine": journal.reasons(),
             "faces": {word.value: faces.get(word, 0) for word in (Face.LIKELY, Face.POSSIBLE)},
+            "settings": {"pixels": policy.mode, "ocr_sample": policy.sample, "faces": policy.faces},
             "pixels": {word: pixels.get(word, 0) for word in PIXELS},
             "actions": {word: sum(words[word] for words in changes.values()) for word in WORDS},
             "changes": {
@@ -134,6 +135,8 @@ def write_csv(report: Report, out: TextIO) -> None:
     for name in ("profile", "recipe", "version", "created", "dry_run", "layout", "paths"):
         line("setting", name, told[name])
     line("setting", "options", " ".join(told["options"]))
+    for name, value in told["settings"].items():
+        line("setting", name, value)
 
 
 def _harmless(text: str) -> str:
