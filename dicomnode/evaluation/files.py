@@ -71,12 +71,12 @@ def write_result(
     return [page, data]
 
 
-def write_ledger_report(out: Path, folder: Path, reference: str | None = None) -> tuple[str, list[Path]]:
+def write_ledger_report(out: Path, folder: Path, references: Sequence[str] = ()) -> tuple[str, list[Path]]:
     """Tables and one figure a protocol from a ledger; the tables as text, and what was written.
 
     Parameters
     ----------
-    reference : the method that the others are compared to (``summaries.summaries``).
+    references : what the others are compared to, in this order (``summaries.summaries``).
 
     Raises
     ------
@@ -84,13 +84,13 @@ def write_ledger_report(out: Path, folder: Path, reference: str | None = None) -
         The ledger cannot be read, or holds entries that cannot be compared.
     """
     entries = ledger.read_ledger(folder)
-    text = markdown(entries, reference)
+    text = markdown(entries, references)
     made = []
     groups: dict[str, list[ledger.Entry]] = defaultdict(list)
     for entry in entries:
         groups[entry["protocol"]].append(entry)
     for protocol, group in groups.items():
-        made += draw_curves(summaries(group, reference), group[0]["title"], out / f"{protocol}-curves")
+        made += draw_curves(summaries(group, references), group[0]["title"], out / f"{protocol}-curves")
     table = out / TABLE
     table.write_text(text, encoding="utf-8")
     return text, [*made, table]

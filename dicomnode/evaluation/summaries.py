@@ -133,12 +133,12 @@ class _Protocol:
         )
 
 
-def summaries(entries: Iterable[Entry], reference: str | None = None) -> list[Summary]:
+def summaries(entries: Iterable[Entry], references: Sequence[str] = ()) -> list[Summary]:
     """A line for each method of one protocol: packs by mAP, then controls by mAP.
 
     Parameters
     ----------
-    reference : the method that others are compared to; None, or one that was not measured here: the first pack.
+    references : the first of these that was measured is what others are compared to; where none was, the first pack.
 
     Raises
     ------
@@ -147,8 +147,8 @@ def summaries(entries: Iterable[Entry], reference: str | None = None) -> list[Su
     """
     protocol = _Protocol.of(entries)
     order = protocol.order()
-    if reference not in protocol.by_method:
-        reference = next((m for m in order if protocol.by_method[m][0]["kind"] == "pack"), None)
+    packs = [m for m in order if protocol.by_method[m][0]["kind"] == "pack"]
+    reference = next((m for m in (*references, *packs) if m in protocol.by_method), None)
     return [protocol.summary(method, reference) for method in order]
 
 
@@ -174,17 +174,17 @@ def _mean_curves(group: Sequence[Entry]) -> dict[str, dict[str, list[float]]]:
     }
 
 
-def markdown(entries: Sequence[Entry], reference: str | None = None) -> str:
+def markdown(entries: Sequence[Entry], references: Sequence[str] = ()) -> str:
     """Two tables for each protocol of a ledger, in Markdown: all queries, and by class of the query."""
     by_protocol: dict[str, list[Entry]] = defaultdict(list)
     for entry in entries:
         by_protocol[entry["protocol"]].append(entry)
-    return "\n\n".join([LEGEND, *(_protocol_tables(group, reference) for group in by_protocol.values())]) + "\n"
+    return "\n\n".join([LEGEND, *(_protocol_tables(group, references) for group in by_protocol.values())]) + "\n"
 
 
-def _protocol_tables(group: Sequence[Entry], reference: str | None) -> str:
+def _protocol_tables(group: Sequence[Entry], references: Sequence[str]) -> str:
     data, query = group[0]["data"], group[0]["query"]
-    rows = summaries(group, reference)
+    rows = summaries(group, references)
     against = next((r.method for r in rows if r.differences is None), "")
     main = ("ndcg@10",) if data["graded"] else ("precision@10", "ap")
     counted = sum(v is not None for v in query["ap"])

@@ -46,7 +46,7 @@ def experiments(monkeypatch):
 
 def test_the_tables_of_the_evaluation_are_those_of_its_ledger(monkeypatch):
     module = experiments(monkeypatch)
-    told = markdown(read_ledger(module.LEDGER), module.REFERENCE)
+    told = markdown(read_ledger(module.LEDGER), module.REFERENCES)
     assert (module.PAGES / TABLE).read_text("utf-8") == told, "benchmarks/experiments.py tables"
 
 
