@@ -7,6 +7,7 @@ import json
 import re
 import stat
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,12 @@ def test_the_json_has_what_an_auditor_asks_for(node, reported):
     assert data["actions"]["shifted"] == sum(words.get("shifted", 0) for words in data["changes"].values()) > 0
     assert "PatientSex" in data["exceptions"]["retain-patient-characteristics"]
     assert data["pixels"] == {"masked": 0, "examined": 0, "not-examined": 2}  # CT as acquired
+
+
+def test_the_page_of_documentation_names_every_key(reported):
+    page = (Path(__file__).parents[2] / "docs" / "deid.md").read_text("utf-8")
+    line = next(line for line in page.splitlines() if line.startswith("| anything else | JSON"))
+    assert [key for key in json.loads((reported / "hashed.json").read_text()) if f"`{key}`" not in line] == []
 
 
 def test_the_table_has_the_same_figures_and_no_formula(reported):
