@@ -235,8 +235,8 @@ def activate(
     found = find_pack(pack, node.pack_folders)
     with node.lock(LOCK), progress_bar("studies", quiet=json) as update:
         os.nice(NICER)
-        listed = {folder.resolve() for folder in node.pack_folders}
-        folder = found if found.resolve().parent in listed else keep_pack(found, node.data_dir / "packs")
+        kept = node.data_dir / "packs"  # also of a shipped pack: an upgrade may replace that one
+        folder = found if found.resolve().parent == kept.resolve() else keep_pack(found, kept)
         model = node.models.open(folder.resolve())
         model.embedder()  # damaged, it must not be put in force
         node.record(AuditEvent.MODEL_ACTIVATED)

@@ -52,7 +52,7 @@ def check_model(c: Connection, model_id: ModelId, dim: int) -> None:
         if (name == model_id and size != dim) or (name != model_id and model_id not in admitted(c)):
             raise ModelMismatch(
                 f"the index holds vectors of model {name} with {size} dimensions, asked for {model_id} with {dim}",
-                advice="'dicomnode models activate' embeds the repository with another pack",
+                advice="'dicomnode models activate PACK' embeds the repository with a pack",
             )
 
 

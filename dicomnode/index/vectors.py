@@ -281,8 +281,10 @@ class VectorStore:
             problems += [fault for file in known.values() if (fault := self._fault(file))]
         problems += [f"file {path.name}: named by no row; 'dicomnode index rebuild' sweeps it" for path in orphans]
         strangers = [] if self.model_id in admitted else self.other_models()
-        problems += [f"vectors of another model {name}: never searched with {self.model_id}" for name in strangers]
-        return problems
+        return [
+            *(f"vectors of another model {name}: never searched with {self.model_id}" for name in strangers),
+            *problems,
+        ]
 
     def writing(self) -> Any:
         """The lock of writers of this folder, as a context manager."""

@@ -147,6 +147,13 @@ def write_settings(folder: Path, text: str = "") -> Path:
     return path
 
 
+def with_pack(repository: Repository, pack: str, folder: Path) -> Path:
+    """The repository's settings with another ``[models] pack``."""
+    settings = folder / "other-pack.toml"
+    settings.write_text(f"{repository.settings.read_text('utf-8')}\n[models]\npack = '{pack}'\n", "utf-8")
+    return settings
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory) -> Repository:
     folder = tmp_path_factory.mktemp("node")
@@ -539,6 +546,9 @@ class TestJson:
         assert "nothing is overwritten" in repository.run(*packing, tmp_path / "card.md").error()
         states = {p["name"]: p["state"] for p in repository.run("models", "list", "--json").json()["packs"]}
         assert states == {"bands": "none", "cenet-xception": "active"}
+        told = replace(repository, settings=with_pack(repository, "bands", tmp_path)).run("doctor", "--json").json()
+        (of_index,) = [check for check in told["checks"] if check["check"] == "index"]
+        assert (of_index["state"], of_index["advice"]) == ("fail", "dicomnode models activate bands")
         done = repository.run("models", "activate", "bands", "--json").json()
         assert done == {"active": made["model_id"], "embedded": PATIENTS, "left_out": 0}
         asked = repository.run("query", tmp_path / "cr", "--json").json()
@@ -557,6 +567,8 @@ class TestJson:
         assert "no vectors here" in repository.run("models", "discard", "bands").error()
         assert [m["state"] for m in repository.run("models", "status", "--json").json()["models"]] == ["active"]
         assert repository.run("index", "verify").code == 0
+        kept = repository.folder / "var" / "packs"  # what has vectors outlives the pack that an upgrade replaces
+        assert {read_manifest(p).name for p in kept.iterdir()} >= {"cenet-xception"}
         shutil.rmtree(made["path"])
 
     def test_config(self, repository):
