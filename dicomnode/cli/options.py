@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,9 @@ from rich.table import Table
 
 from dicomnode.config import load_settings, settings_file
 from dicomnode.domain import Finding, FindingStatus
+from dicomnode.errors import DicomnodeError
 from dicomnode.node import Node
+from dicomnode.telemetry.audit import AuditError, AuditEvent
 from dicomnode.telemetry.logging import configure_logging
 
 Config = Annotated[
@@ -56,7 +59,19 @@ def open_node(config: Path | None) -> Node:
     configure_logging(level, libraries=False)
     node = Node(settings)
     _opened.get().callback(node.close)
+    _opened.get().push(partial(_record_failure, node))
     return node
+
+
+def _record_failure(node: Node, kind: type[BaseException] | None, exc: BaseException | None, _trace: object) -> None:
+    """What the audit trail was told before it was done was not done, or not wholly, where the command ends so."""
+    if exc is None or (event := node.audit.last) is None:
+        return
+    word = exc.code if isinstance(exc, DicomnodeError) else type(exc).__name__
+    try:
+        node.record(AuditEvent.NOT_DONE, detail=f"{event}: {word}")
+    except AuditError as fault:  # the error that ends the command is the one to be told last
+        err.print(f"warning: {fault}")
 
 
 def file_in_force(config: Path | None) -> Path | None:

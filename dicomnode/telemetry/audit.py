@@ -48,6 +48,7 @@ class AuditEvent(StrEnum):
     PATIENTS_MERGED = "patients-merged"
     MODEL_ACTIVATED = "model-activated"
     MODEL_DISCARDED = "model-discarded"
+    NOT_DONE = "not-done"
 
 
 # The registry. docs/metrics.md lists each event; a test fails where one lacks its documentation.
@@ -76,6 +77,7 @@ EVENTS: dict[AuditEvent, str] = {
     AuditEvent.PATIENTS_MERGED: "somebody had a second Patient ID joined to a patient (written before it is done)",
     AuditEvent.MODEL_ACTIVATED: "another model pack was put to work",
     AuditEvent.MODEL_DISCARDED: "vectors of a model that is not in force were deleted",
+    AuditEvent.NOT_DONE: "a command ended with an error after what it recorded last; `detail`: that event, the error",
 }
 
 FIRST = "0" * 64  # what the first line of a file has as the hash of the line before it
@@ -98,10 +100,16 @@ class AuditTrail:
     ----------
     folder : Path
         ``data_dir/audit``; made with mode 0700 if it is not there.
+
+    Attributes
+    ----------
+    last : AuditEvent or None
+        What was recorded last through this object.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.last: AuditEvent | None = None
 
     def record(
         self,
@@ -154,6 +162,7 @@ class AuditTrail:
             raise AuditError(
                 f"the audit trail cannot be written: {exc.strerror}; nothing was done", place=str(self.folder)
             ) from exc
+        self.last = event
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """All entries, oldest first, without their hashes. A line cut off by a power cut is skipped."""

@@ -65,7 +65,9 @@ class TestReidentify:
         done = run("reidentify", "DN-AAAAAAAAAA", "--reason", "test", "--config", settings)
         assert (done.code, done.out) == (1, "")
         assert "DN-AAAAAAAAAA: the vault does not know this pseudonym" in done.error()
-        assert trail(settings)[-1]["pseudonym"] == "DN-AAAAAAAAAA"
+        asked, ended = trail(settings)
+        assert asked["pseudonym"] == "DN-AAAAAAAAAA"
+        assert (ended["event"], ended["detail"]) == ("not-done", "reidentified: not-found")
         assert vault(settings).status().reidentifications == 1
 
     @pytest.mark.parametrize("reason", ["", "  ", "x" * 201])
@@ -122,6 +124,7 @@ class TestStatusAndRotate:
         settings.write_text(settings.read_text() + '[vault]\nkey_env = "SITE_KEY"\n')
         name = pseudonym(settings)
         assert run("vault", "rotate", "--config", settings).code == 2
+        assert trail(settings)[-1]["detail"].startswith("vault-rotated: ")
         new = tmp_path / "new.key"
         new.write_text("cd" * 32)
         new.chmod(0o644)
