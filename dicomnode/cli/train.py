@@ -154,8 +154,21 @@ def cenet(
         _report(train_cenet(options), json)
 
 
+def as_typed(ctx: typer.Context) -> str:
+    """The command for a model card: what decides the training is told, where it was done is not."""
+    words = ["dicomnode", "train", str(ctx.info_name)]
+    for parameter in ctx.command.params:
+        name, value = str(parameter.name), ctx.params[str(parameter.name)]
+        if name in ("config", "json") or (value == parameter.default and name not in ("epochs", "seed")):
+            continue
+        told = name.removesuffix("_run").removesuffix("_dir").upper() if isinstance(value, Path) else str(value)
+        words += [parameter.opts[0]] if value is True else [parameter.opts[0], told]
+    return " ".join(words)
+
+
 @app.command()
 def xception(
+    ctx: typer.Context,
     cenet_run: Annotated[Path, typer.Option("--cenet", help="Folder (or checkpoint) of 'train cenet'.")],
     out_dir: Out,
     data: Annotated[
@@ -220,11 +233,8 @@ def xception(
         from dicomnode.models.accelerate import accelerate, missing_parts
         from dicomnode.models.training.build import BuildOptions, build_pack
 
-        command = (
-            f"dicomnode train xception --data DATA --cenet RUN --out RUN --pack PACK --epochs {epochs} --seed {seed}"
-        )
         built = BuildOptions(
-            data=source, out=pack, checkpoint=figures["checkpoint"], name=pack.name, commands=(command,)
+            data=source, out=pack, checkpoint=figures["checkpoint"], name=pack.name, commands=(as_typed(ctx),)
         )
         figures = {**figures, "model_id": build_pack(built).manifest.model_id}
         if not missing_parts():

@@ -108,22 +108,6 @@ class Embedder:
                 out[at : at + len(batch)] = self.pack.vectors(batch).cpu().numpy()
         return out
 
-    def grid(self, images: Floats) -> Floats:
-        """Per-region features float32 [n, 2C, 7, 7]: compare two slices cell by cell (cosine).
-
-        Raises
-        ------
-        PackError
-            The pack is of a kind that has none.
-        """
-        checked, network = self._checked(images), self.pack.embedding_net
-        side, channels = network.grid_side, 2 * network.encoder.out_channels
-        out = np.empty((len(checked), channels, side, side), dtype=np.float32)
-        with torch.inference_mode():
-            for at, batch in self._batches(checked):
-                out[at : at + len(batch)] = network.grid(batch).cpu().numpy()
-        return out
-
     def full(self, images: Floats) -> Floats:
         """The full embedding before compaction, float32 [n, full_dim]: a row of benchmarks, never indexed.
 

@@ -29,6 +29,7 @@ from dicomnode.cli import main
 from dicomnode.cli.app import app
 from dicomnode.cli.options import print_json, print_table
 from dicomnode.cli.query import verdict_lines
+from dicomnode.cli.train import as_typed
 from dicomnode.config import load_settings
 from dicomnode.domain import (
     Answer,
@@ -70,6 +71,15 @@ class Bands(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.reshape(images.shape[0], 8, -1).mean(2) + 0.01
+
+
+def test_a_card_tells_the_options_of_its_training_and_no_folder() -> None:
+    (training,) = [command for words, command in commands() if words == ("train", "xception")]
+    typed = "--data /d --cenet /r --out /o --form literal --freeze --seed 3 --pack /p/mine --json"
+    told = as_typed(training.make_context("xception", typed.split()))
+    for words in ("dicomnode train xception", "--form literal", "--freeze", "--seed 3", "--epochs 30", "--pack PACK"):
+        assert words in told
+    assert "/" not in told and "json" not in told
 
 
 def test_no_help_loses_a_word_in_brackets() -> None:

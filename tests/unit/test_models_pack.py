@@ -216,11 +216,13 @@ def test_a_vector_does_not_depend_on_its_batch(embedder: Embedder) -> None:
     assert (together * alone).sum(1).min() >= 0.9999
 
 
-def test_a_mirrored_slice_gives_a_mirrored_grid(embedder: Embedder) -> None:
-    x = images(1)
-    grid, mirrored = embedder.grid(x), embedder.grid(x[:, :, ::-1].copy())
-    assert grid.shape == (1, 264, 7, 7)
-    np.testing.assert_allclose(mirrored, grid[..., ::-1], atol=1e-4)
+def test_a_mirrored_slice_gives_mirrored_halves(embedder: Embedder) -> None:
+    x = torch.from_numpy(images(1))
+    network = embedder.pack.embedding_net
+    with torch.inference_mode():
+        for half, mirrored in zip(network.halves(x), network.halves(x.flip(2)), strict=True):
+            assert half.shape == (1, 132, 7, 7)
+            torch.testing.assert_close(mirrored, half.flip(3), atol=1e-4, rtol=0)
 
 
 def test_both_halves_of_the_full_embedding_weigh_the_same(embedder: Embedder) -> None:
@@ -373,7 +375,7 @@ SHIPPED = manifests.PACK_FOLDERS[0] / "cenet-xception"
 def test_the_shipped_pack_loads_and_is_small() -> None:
     loaded = Pack.load(SHIPPED)
     assert loaded.manifest.dim == 256
-    assert sum(f.stat().st_size for f in SHIPPED.iterdir()) <= 25_000_000
+    assert sum(f.stat().st_size for f in SHIPPED.iterdir()) <= 27_000_000
 
 
 def test_the_shipped_card_says_what_it_must() -> None:

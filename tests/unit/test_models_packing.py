@@ -100,12 +100,11 @@ def test_an_exported_program_becomes_the_same_pack(module: nn.Module, built: Pat
         torch.testing.assert_close(made.network(x), Pack.load(built).network(x))
 
 
-def test_such_a_pack_explains_by_covering_and_says_that_it_has_no_regions(built: Path) -> None:
+def test_such_a_pack_explains_by_covering_and_says_that_it_has_no_parts(built: Path) -> None:
     embedder, x = Embedder.load(built, "cpu"), unit(2)
     assert occlusion(embedder.embed, x[0], x[1], cells=2).case.shape == (2, 2)
-    for what in (embedder.grid, embedder.full):
-        with pytest.raises(PackError, match="vectors only"):
-            what(x)
+    with pytest.raises(PackError, match="vectors only"):
+        embedder.full(x)
 
 
 def test_a_pack_holds_no_pickle(built: Path) -> None:
@@ -315,7 +314,7 @@ class TestOnnx:
         np.testing.assert_allclose(embedder.embed(x), Embedder.load(built, "cpu").embed(x), atol=1e-4)
         assert made.manifest.kind == "onnx"
         with pytest.raises(PackError, match="vectors only"):
-            embedder.grid(x)
+            embedder.full(x)
 
     def test_rubbish_is_one_line(self, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime")

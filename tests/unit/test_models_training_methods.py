@@ -19,11 +19,11 @@ from training_samples import command, labelled, picture, slices, write_csv, writ
 
 from dicomnode.errors import InputError, PackError, UsageError
 from dicomnode.models.manifest import find_pack, read_manifest
-from dicomnode.models.networks import CENet, CENetConfig, ResNet34Encoder, literal_xception
+from dicomnode.models.networks import CENet, CENetConfig, ResNet34Encoder, XceptionConfig
 from dicomnode.models.pack import synthetic_images
 from dicomnode.models.training import head as head_module
 from dicomnode.models.training import unet as unet_module
-from dicomnode.models.training.build import load_trained, terms_of
+from dicomnode.models.training.build import terms_of
 from dicomnode.models.training.card import render_card
 from dicomnode.models.training.cenet import CenetOptions, build_cenet, infected_area, train_cenet
 from dicomnode.models.training.head import HeadOptions, train_head
@@ -588,23 +588,14 @@ class TestCard:
     def test_the_card_of_the_shipped_pack_comes_out_with_its_figures(self) -> None:
         manifest = read_manifest(find_pack("cenet-xception"))
         card = render_card(manifest.name, manifest.status, manifest.about, manifest.identity["architecture"])
-        assert "in its native form" in card
+        assert "in its literal form" in card
         assert "joined (31,764 values)" in card
         assert "and the lesion profile" in card
         assert "the last epoch is shipped" in card
         about = {**manifest.about, "training": {**manifest.about["training"], "validate": 0.2}}
-        x = literal_xception(516).as_json()
+        x = XceptionConfig(516).as_json()
         other = render_card("x", "research", about, {"cenet": CENetConfig("resnet34").as_json(), "xception": x})
-        assert "in its literal form" in other
+        assert "in its native form" in other
         assert "the epoch with the lowest loss on 20% of the patients" in other
         assert "weighted to a third" not in other
         assert f"joined ({2 * 49 * 516:,} values)" in other
-
-
-def test_a_literal_activation_explains_no_region(joint: Path) -> None:
-    network = load_trained(joint / "run" / CHECKPOINT)[1]
-    with torch.inference_mode():
-        grid = network.grid(torch.from_numpy(unit_images(1)))
-    half = grid.shape[1] // 2
-    assert float(grid[:, half:].abs().max()) == 0
-    assert float(grid[:, :half].abs().max()) > 0

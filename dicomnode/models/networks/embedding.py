@@ -112,8 +112,7 @@ class EmbeddingNet(nn.Module):
             raise ValueError(f"the lesion profile needs {LESION_CLASSES} classes, lungs and infection")
         self.xception = Xception(xception)
         self.side = side
-        self.grid_side = side // 32
-        half = self.encoder.out_channels * self.grid_side**2
+        half = self.encoder.out_channels * (side // 32) ** 2
         self.parts = {"rmp": slice(0, half), "activation": slice(half, 2 * half)}
         self.full_dim = 2 * half
         self.decoder: CENetDecoder | None = None
@@ -186,14 +185,3 @@ class EmbeddingNet(nn.Module):
         """float32 [n, side, side] in 0..1 -> unit vectors float32 [n, dim]."""
         out: Tensor = self.compaction(self.full(images))
         return out
-
-    def grid(self, images: Tensor) -> Tensor:
-        """Per-region features [n, 2C, h, w]: both halves scaled as in the full embedding, every value at its place.
-
-        The activation of a literal Xception has no places in the image: its half is zero, the encoding alone explains.
-        """
-        rmp, act = self.halves(images)
-        if self.xception.config.form == "literal":
-            act = torch.zeros_like(act)
-        scaled = [x / x.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None] for x in (rmp, act)]
-        return torch.cat(scaled, 1)

@@ -156,7 +156,7 @@ def _transfer(rows: Mapping[str, Any]) -> str:
 
 
 def _segmentation(dice: Mapping[str, Mapping[int, float]]) -> str:
-    volumes = sorted({v for by in dice.values() for v in by})
+    volumes = sorted({v for by in dice.values() for v in by}, key=int)  # JSON makes words of them
     head = "| | " + " | ".join(f"volume {v}" for v in volumes) + " | mean |"
     lines = [head, "|---" * (len(volumes) + 2) + "|"]
     for name, by in dice.items():
