@@ -219,6 +219,12 @@ def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate
     return found
 
 
+def brings_controls(first: str, protocol: str, seed: int, ledger: Path) -> bool:
+    """Whether the controls are this row's: a later reference must not overwrite those of one that was measured."""
+    known = (r for r in REFERENCES if r == first or file_of(ledger, protocol, r, seed).is_file())
+    return next(known, None) == first
+
+
 def measure_all(data: Path, runs: Path, ledger: Path, only: Sequence[str], seeds: Sequence[int] = SEEDS) -> None:
     """Every protocol and seed: the rows whose runs are there and that the ledger lacks.
 
@@ -237,7 +243,7 @@ def measure_all(data: Path, runs: Path, ledger: Path, only: Sequence[str], seeds
         options = Options(
             lung_model=checkpoint_in(lungs) if lungs.is_dir() else None,
             first_seed=seed,
-            controls=rows[0].name in REFERENCES,
+            controls=brings_controls(rows[0].name, protocol, seed, ledger),
         )
         with open_protocol(found, data, checks) as (index, queries):
             measured = evaluate(

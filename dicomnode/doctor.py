@@ -253,10 +253,10 @@ def check_index(node: Node) -> Iterator[Diagnosis]:
         yield Diagnosis("index", State.FAIL, _told(exc), exc.advice or "dicomnode index rebuild")
         return
     if problems:
-        folder, store = node.pack_dir, node.index.store
+        folder = node.pack_dir
         called = folder.name if folder.parent in node.pack_folders else folder
-        of_another = not store.count() and bool(store.other_models())  # the pack was replaced under the repository
-        advice = f"dicomnode models activate {called}" if of_another else "dicomnode index rebuild"
+        strange = node.index.store.strangers()  # the pack was replaced under the repository
+        advice = f"dicomnode models activate {called}" if strange else "dicomnode index rebuild"
         yield Diagnosis("index", State.FAIL, problems[0], advice)
     else:
         yield Diagnosis("index", State.OK, f"{node.index.store.count()} vectors")

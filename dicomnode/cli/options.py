@@ -63,7 +63,7 @@ def open_node(config: Path | None) -> Node:
     return node
 
 
-def _record_failure(node: Node, kind: type[BaseException] | None, exc: BaseException | None, _trace: object) -> None:
+def _record_failure(node: Node, _kind: type[BaseException] | None, exc: BaseException | None, _trace: object) -> None:
     """What the audit trail was told before it was done was not done, or not wholly, where the command ends so."""
     if exc is None or (event := node.audit.last) is None:
         return

@@ -241,6 +241,12 @@ class VectorStore:
         with self.reading() as c:
             return sorted(c.scalars(select(segments.c.model_id).where(~self._mine()).distinct()))
 
+    def strangers(self) -> list[str]:
+        """Models that have vectors here beside which this one was not admitted: it is refused until it is."""
+        with self.reading() as c:
+            admitted = ledger.admitted(c)
+        return [] if self.model_id in admitted else self.other_models()
+
     def instances(self, ids: Sequence[int]) -> dict[int, PseudoUid]:
         """SOP Instance UID of each vector id that is still there."""
         found: dict[int, PseudoUid] = {}
@@ -271,7 +277,6 @@ class VectorStore:
                         vectors.c.segment_id, func.count(), func.min(vectors.c.row), func.max(vectors.c.row)
                     ).group_by(vectors.c.segment_id)
                 ).all()
-                admitted = ledger.admitted(c)
             for segment_id, n, first, last in counted:
                 file = known.get(segment_id)
                 if file and (n, first, last) != (file.n, 0, file.n - 1):
@@ -280,9 +285,8 @@ class VectorStore:
             problems += [f"segment {known[i].name}: no rows in the catalogue" for i in sorted(empty)]
             problems += [fault for file in known.values() if (fault := self._fault(file))]
         problems += [f"file {path.name}: named by no row; 'dicomnode index rebuild' sweeps it" for path in orphans]
-        strangers = [] if self.model_id in admitted else self.other_models()
         return [
-            *(f"vectors of another model {name}: never searched with {self.model_id}" for name in strangers),
+            *(f"vectors of another model {name}: never searched with {self.model_id}" for name in self.strangers()),
             *problems,
         ]
 

@@ -50,6 +50,15 @@ def test_the_tables_of_the_evaluation_are_those_of_its_ledger(monkeypatch):
     assert (module.PAGES / TABLE).read_text("utf-8") == told, "benchmarks/experiments.py tables"
 
 
+def test_controls_stay_those_of_the_first_reference(monkeypatch, tmp_path):
+    module = experiments(monkeypatch)
+    assert module.brings_controls(module.SHIPPED, "organs", 0, tmp_path)
+    assert module.brings_controls(module.NATIVE, "organs", 0, tmp_path)
+    assert not module.brings_controls("U-Net-ME", "organs", 0, tmp_path)
+    module.file_of(tmp_path, "organs", module.SHIPPED, 0).touch()
+    assert not module.brings_controls(module.NATIVE, "organs", 0, tmp_path)
+
+
 def test_the_leaky_queries_are_in_no_training(monkeypatch, tmp_path):
     module = experiments(monkeypatch)
     protocol = find_protocol("leaky")
