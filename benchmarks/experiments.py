@@ -62,6 +62,7 @@ LEAKY_QUERIES = (2, 5)  # as config/protocols/leaky.toml: every fifth slice is n
 
 # protocol -> the data on which its packs learnt the diagnosis
 PROTOCOLS = {"in-domain": "covid", "published": "sars", "lesion": "covid", "organs": "covid", "leaky": "sars"}
+LITERAL_RUNS = {"covid": "literal", "sars": "literal-sars"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def plan(data: Path, runs: Path) -> list[Training]:
         ("covid", "xception", folder, "cenet"),
         ("literal", "xception", (*folder, "--form", "literal"), "cenet"),
         ("sars", "xception", (*table, "--epochs", str(SARS_EPOCHS)), "cenet"),
+        ("literal-sars", "xception", (*table, "--form", "literal", "--epochs", str(SARS_EPOCHS)), "cenet"),
         ("frozen-covid", "xception", (*folder, "--freeze"), "cenet"),
         ("frozen-sars", "xception", (*table, "--freeze", "--epochs", str(SARS_EPOCHS)), "cenet"),
         ("unet-ml-covid", "unet-ml", folder, ""),
@@ -188,13 +190,13 @@ def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate
 
     The reference first, where it is there.
     """
-    run, literal = f"{learnt}-s{seed}", f"literal-s{seed}"
+    run, literal = f"{learnt}-s{seed}", f"{LITERAL_RUNS[learnt]}-s{seed}"
     found: list[Candidate] = []
 
     def there(name: str) -> bool:
         return (runs / f"{name}.json").is_file()
 
-    if learnt == "covid" and there(literal):
+    if there(literal):
         parts = {f"{LITERAL} (full)": ("rmp", "activation"), "Xception literal": ("activation",)}
         found += rows_of_pack(SHIPPED, pack_of(literal, runs, data, lesion=True), parts)
         found.append(of_pack(LITERAL, pack_of(literal, runs, data)))

@@ -59,6 +59,18 @@ def test_controls_stay_those_of_the_first_reference(monkeypatch, tmp_path):
     assert not module.brings_controls(module.NATIVE, "organs", 0, tmp_path)
 
 
+def test_every_row_has_its_training_after_the_one_it_starts_from(monkeypatch, tmp_path):
+    module = experiments(monkeypatch)
+    planned = module.plan(tmp_path, tmp_path / "runs")
+    names = [training.name for training in planned]
+    assert len(set(names)) == len(names)
+    for at, training in enumerate(planned):
+        assert not training.start or training.start in names[:at], training.name
+    for seed in module.SEEDS:
+        for learnt in set(module.PROTOCOLS.values()):
+            assert {f"{learnt}-s{seed}", f"{module.LITERAL_RUNS[learnt]}-s{seed}"} <= set(names)
+
+
 def test_the_leaky_queries_are_in_no_training(monkeypatch, tmp_path):
     module = experiments(monkeypatch)
     protocol = find_protocol("leaky")
