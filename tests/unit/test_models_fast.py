@@ -38,9 +38,6 @@ def small(folder: Path, lesion: bool, seed: int = 0) -> Path:
     with torch.inference_mode():
         full = network.full(torch.from_numpy(synthetic_images(24)).float().div(255))
     network.compaction.fit(full.clone())
-    architecture = {"cenet": CENET.as_json(), "xception": XCEPTION.as_json()}
-    if lesion:
-        architecture["lesion"] = {}
     write_pack(
         folder,
         network,
@@ -48,7 +45,6 @@ def small(folder: Path, lesion: bool, seed: int = 0) -> Path:
         status="test",
         card="# card\n",
         about={},
-        architecture=architecture,
         compaction={"kind": "pca", "dim": 16},
     )
     return folder

@@ -97,7 +97,6 @@ def embedder(tmp_path_factory) -> Embedder:
         status="test",
         card="# card {model_id}\n",
         about={"licence": "none"},
-        architecture={"cenet": CENET.as_json(), "xception": XCEPTION.as_json(), "lesion": {"bands": 3, "sides": 2}},
         compaction={"kind": "pca", "dim": 16},
     )
     return Embedder.load(folder, "cpu")

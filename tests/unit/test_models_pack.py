@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -58,7 +59,6 @@ def written(folder: Path, network: EmbeddingNet, cenet: CENet | None = None) -> 
         status="test",
         card="# card {model_id}\n",
         about={"licence": "none"},
-        architecture={"cenet": CENET.as_json(), "xception": XCEPTION.as_json()},
         compaction={"kind": "pca", "dim": 16},
         segmentation=cenet,
     )
@@ -216,9 +216,34 @@ def test_a_vector_does_not_depend_on_its_batch(embedder: Embedder) -> None:
     assert (together * alone).sum(1).min() >= 0.9999
 
 
-def test_a_mirrored_slice_gives_mirrored_halves(embedder: Embedder) -> None:
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory, networks: tuple[EmbeddingNet, CENet]) -> Path:
+    """A pack as they were made before: it looks at a slice and at its mirror image."""
+    network = copy.deepcopy(networks[0])
+    network.flip_average = True
+    return written(tmp_path_factory.mktemp("before") / "small", network)
+
+
+def test_a_manifest_that_does_not_tell_means_both_ways(before: Path, built: Path) -> None:
+    now, then = read_manifest(built), read_manifest(before)
+    assert now.identity["architecture"]["flip_average"] is False
+    assert "flip_average" not in then.identity["architecture"]
+    assert now.model_id != then.model_id
+
+
+def test_both_ways_is_the_mean_of_a_slice_and_its_mirror_image(before: Path, embedder: Embedder) -> None:
+    x = torch.from_numpy(images(2))
+    both, once = Embedder.load(before, "cpu").pack.embedding_net, embedder.pack.embedding_net
+    with torch.inference_mode():
+        for mean, half, mirrored in zip(both.halves(x), once.halves(x), once.halves(x.flip(2)), strict=True):
+            assert (half - mirrored.flip(3)).abs().max() > 1e-3  # else the mean would show nothing
+            torch.testing.assert_close(mean, (half + mirrored.flip(3)) / 2, atol=1e-4, rtol=0)
+
+
+def test_flip_averaged_halves_mirror_with_the_slice(networks: tuple[EmbeddingNet, CENet]) -> None:
+    network = copy.deepcopy(networks[0])
+    network.flip_average = True
     x = torch.from_numpy(images(1))
-    network = embedder.pack.embedding_net
     with torch.inference_mode():
         for half, mirrored in zip(network.halves(x), network.halves(x.flip(2)), strict=True):
             assert half.shape == (1, 132, 7, 7)

@@ -26,6 +26,7 @@ from dicomnode.models.training.data import (
     load_covid_ct,
     load_segmentation,
 )
+from dicomnode.models.training.figures import unit_rows
 from dicomnode.models.training.losses import segmentation_loss, supervised_contrastive
 from dicomnode.models.training.run import CHECKPOINT, CURVES, PLOT, load_checkpoint
 from dicomnode.models.training.xception import XceptionOptions, train_xception
@@ -250,3 +251,10 @@ def test_held_out_volumes_are_whole() -> None:
     data = load_segmentation(shared())
     assert set(np.unique(data.volumes[data.held_out])) == set(HELD_OUT_VOLUMES)
     assert not set(data.volumes[~data.held_out]) & set(HELD_OUT_VOLUMES)
+
+
+def test_no_held_out_volume_shows_a_patient_that_is_trained_on() -> None:
+    """Slices of volume 10 and volume 11, one patient, are alike by .97 at 32x32 pixels; other pairs by .81 at most."""
+    data = load_segmentation(shared())
+    small = unit_rows(figures.raw_pixels(data.images))
+    assert (small[data.held_out] @ small[~data.held_out].T).max() < 0.9

@@ -1,19 +1,24 @@
 """The whole way from a grey slice to its vector: CE-Net encoder, Xception, lesion profile, compaction.
 
 One module so that training, packs and the node compute the same thing. The halves (encoding and activation) are
-flip-averaged, each L2-normalised before they are joined (else the one with the higher variance decides every distance);
-with the lesion profile beside them each of the three parts has a third of the variance. Then PCA, then L2. It holds no
-files.
+L2-normalised before they are joined (else the one with the higher variance decides every distance); with the lesion
+profile beside them each of the three parts has a third of the variance. Then PCA, then L2. It holds no files.
+
+A network with ``flip_average`` looks at each slice and at its mirror image and takes the mean of the two, flipped back:
+twice the work. Packs were made so until it was measured to bring nothing (docs/evaluation.md); they stay what they are.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dicomnode.models.networks.cenet import CENetConfig, CENetDecoder, CENetEncoder
-from dicomnode.models.networks.lesion import LESION_DIM, lesion_code
+from dicomnode.models.networks.lesion import BANDS, LESION_DIM, SIDES, lesion_code
 from dicomnode.models.networks.xception import Xception, XceptionConfig
 from dicomnode.models.tensors import standardise
 
@@ -93,6 +98,8 @@ class EmbeddingNet(nn.Module):
         Dimension of the vectors.
     lesion : bool
         Whether the lesion profile (``networks.lesion``) is a third part.
+    flip_average : bool
+        Whether the halves are the mean over the slice and its mirror image.
 
     Attributes
     ----------
@@ -101,8 +108,18 @@ class EmbeddingNet(nn.Module):
 
     lesion_weight: Tensor
 
-    def __init__(self, cenet: CENetConfig, xception: XceptionConfig, side: int, dim: int, lesion: bool = False) -> None:
+    def __init__(
+        self,
+        cenet: CENetConfig,
+        xception: XceptionConfig,
+        side: int,
+        dim: int,
+        lesion: bool = False,
+        flip_average: bool = False,
+    ) -> None:
         super().__init__()
+        self._cenet = cenet
+        self.flip_average = flip_average
         self.encoder = CENetEncoder(cenet)
         if xception.in_channels != self.encoder.out_channels:
             raise ValueError(
@@ -123,16 +140,49 @@ class EmbeddingNet(nn.Module):
             self.register_buffer("lesion_weight", torch.ones(()))
         self.compaction = Compaction(self.full_dim, dim)
 
-    def halves(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 [n, side, side] in 0..1 -> RMP encoding and Xception activation [n, C, h, w], flip-averaged."""
-        return self._halves(self.encoder(self._both_ways(images)))
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Plain values for the manifest, a part of a pack's identity; ``of_architecture`` reads them.
 
-    def _both_ways(self, images: Tensor) -> Tensor:
+        Packs of before do not tell of ``flip_average`` and have it: to say nothing of it keeps their identity.
+        """
+        lesion = {} if self.decoder is None else {"lesion": {"bands": BANDS, "sides": SIDES}}
+        flips = {} if self.flip_average else {"flip_average": False}
+        return {"cenet": self._cenet.as_json(), "xception": self.xception.config.as_json(), **lesion, **flips}
+
+    @classmethod
+    def of_architecture(cls, architecture: Mapping[str, Any], side: int, dim: int) -> Self:
+        """A network with random weights, as a manifest describes it.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            The values describe none.
+        """
+        return cls(
+            CENetConfig(**architecture["cenet"]),
+            XceptionConfig(**architecture["xception"]),
+            side,
+            dim,
+            lesion="lesion" in architecture,
+            flip_average=architecture.get("flip_average", True),
+        )
+
+    def halves(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 [n, side, side] in 0..1 -> RMP encoding and Xception activation [n, C, h, w]."""
+        return self._halves(self.encoder(self._looked_at(images)))
+
+    def _looked_at(self, images: Tensor) -> Tensor:
+        """[n, side, side] -> [n, 1, side, side]; with ``flip_average`` the n mirror images after them."""
         x = standardise(images[:, None])
-        return torch.cat([x, x.flip(3)]).contiguous(memory_format=torch.channels_last)
+        if self.flip_average:
+            x = torch.cat([x, x.flip(3)])
+        return x.contiguous(memory_format=torch.channels_last)
 
     def _halves(self, rmp: Tensor) -> tuple[Tensor, Tensor]:
         act = self.xception(rmp)
+        if not self.flip_average:
+            return rmp, act
         n = len(rmp) // 2
         return (rmp[:n] + rmp[n:].flip(3)) / 2, (act[:n] + act[n:].flip(3)) / 2
 
@@ -152,7 +202,7 @@ class EmbeddingNet(nn.Module):
     def full(self, images: Tensor) -> Tensor:
         """The full embedding [n, full_dim]: the halves flattened, each of length 1, and the weighted lesion profile."""
         n = len(images)
-        a, b, c, rmp = self.encoder.features(self._both_ways(images))
+        a, b, c, rmp = self.encoder.features(self._looked_at(images))
         found = [functional.normalize(half.flatten(1), dim=1) for half in self._halves(rmp)]
         if self.decoder is not None:
             found.append(self.lesion_weight * lesion_code(self.decoder.decode(a[:n], b[:n], c[:n], rmp[:n])))

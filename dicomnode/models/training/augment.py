@@ -1,7 +1,8 @@
 """Augmentation that makes a slice look as if it came through another window, format, crop or scanner.
 
 Every draw is for one image, from one seeded generator, so a resumed run repeats itself. Masks follow the geometry
-alone. Ranges are those of the best measured run on COVID-CT, whose slices were cut out of papers.
+alone. Ranges are those of the best of several runs by figures on COVID-CT's validation split,
+whose slices were cut out of papers.
 """
 
 from __future__ import annotations

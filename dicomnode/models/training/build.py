@@ -19,7 +19,6 @@ from torch import nn
 from dicomnode.errors import InputError
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.networks import CENet, Compaction, EmbeddingNet, XceptionConfig
-from dicomnode.models.networks.lesion import BANDS, SIDES
 from dicomnode.models.pack import Pack, write_pack
 from dicomnode.models.preprocess import SIDE
 from dicomnode.models.tensors import standardise
@@ -102,12 +101,14 @@ class BuildOptions:
     lesion: bool = True
 
 
-def load_trained(checkpoint: Path, *, lesion: bool = False) -> tuple[CENet, EmbeddingNet, dict[str, Any], int]:
+def load_trained(
+    checkpoint: Path, *, lesion: bool = False, flip_average: bool = False
+) -> tuple[CENet, EmbeddingNet, dict[str, Any], int]:
     """CE-Net, embedding network (compaction still empty: dim 1), identity of the run, and epochs done.
 
     Parameters
     ----------
-    lesion : whether the lesion profile is a part of the embedding.
+    lesion, flip_average : as ``EmbeddingNet``'s.
 
     Raises
     ------
@@ -119,7 +120,7 @@ def load_trained(checkpoint: Path, *, lesion: bool = False) -> tuple[CENet, Embe
         identity = state["identity"]
         cenet = build_cenet(identity["cenet"]["encoder"], identity["cenet"]["width"], imagenet=False, seed=0)
         cenet.load_state_dict(state["modules"]["cenet"])
-        network = EmbeddingNet(cenet.config, XceptionConfig(**identity["xception"]), SIDE, 1, lesion)
+        network = EmbeddingNet(cenet.config, XceptionConfig(**identity["xception"]), SIDE, 1, lesion, flip_average)
         network.xception.load_state_dict(state["modules"]["xception"])
     except (KeyError, TypeError, RuntimeError) as e:
         raise InputError("is not a checkpoint of 'train xception'", place=str(checkpoint)) from e
@@ -159,7 +160,6 @@ def build_pack(options: BuildOptions) -> Pack:
         "repeats": [list(r) for r in options.repeats],
         "choice": options.choice,
     }
-    architecture = architecture_of(cenet, network)
     compaction = compaction_of(network, options.dim)
 
     def write(card: str) -> Pack:
@@ -170,7 +170,6 @@ def build_pack(options: BuildOptions) -> Pack:
             status=options.status,
             card=card,
             about=about,
-            architecture=architecture,
             compaction=compaction,
             segmentation=cenet,
         )
@@ -178,13 +177,7 @@ def build_pack(options: BuildOptions) -> Pack:
     embedder = Embedder(write("figures are being measured\n"), "cpu")
     about["metrics"] = measure(embedder, cenet, covid, sars)
     log.info("pack_measured", map=about["metrics"]["rows"][MODEL_ROW]["map"]["mean"])
-    return write(render_card(options.name, options.status, about, architecture))
-
-
-def architecture_of(cenet: CENet, network: EmbeddingNet) -> dict[str, Any]:
-    """What the manifest says of the networks."""
-    lesion = {} if network.decoder is None else {"lesion": {"bands": BANDS, "sides": SIDES}}
-    return {"cenet": cenet.config.as_json(), "xception": network.xception.config.as_json(), **lesion}
+    return write(render_card(options.name, options.status, about, network.architecture))
 
 
 def compaction_of(network: EmbeddingNet, dim: int) -> dict[str, Any]:

@@ -86,12 +86,13 @@ def _architecture(architecture: Mapping[str, Any], about: Mapping[str, Any]) -> 
     values = 2 * GRID_CELLS * x["in_channels"]
     lesion = "" if "lesion" not in architecture else LESION_WORDS
     values += LESION_DIM if lesion else 0
+    halves = "both halves flip-averaged" if architecture.get("flip_average", True) else "both halves"
     return (
         "## Architecture\n\n"
         f"CE-Net (DAC, RMP) on a {encoder} encoder, and an Xception in {form} on the RMP encoding"
         f" ({x['in_channels']} channels on 7x7 at 224 px): stem {x['stem']}, entry {x['entry']}, {x['middle']} middle"
         f" blocks, exit {x['exit']}. {_widths(c, x)}\n\n"
-        f"Vector: both halves flip-averaged, each of length 1,{lesion} joined ({values:,} values), PCA to 256, length"
+        f"Vector: {halves}, each of length 1,{lesion} joined ({values:,} values), PCA to 256, length"
         f" 1; cosine. The PCA keeps {about['variance_kept']:.1%} of the variance of the training images. Input: see"
         " `dicomnode/models/preprocess.py`; plain pictures are scaled to 224x224, CT goes through the lung window"
         " -600/1500 HU and a body-centred square.\n"
