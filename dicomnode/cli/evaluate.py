@@ -131,10 +131,18 @@ def _of_images(
 
 
 def _keep(folder: Path, found: Evaluation) -> None:
-    from dicomnode.evaluation.ledger import entries_of, write_entry
+    """Add to the ledger; a line for what it keeps of another pack, as its tables have one line for a control."""
+    from dicomnode.evaluation.ledger import add_entries, entries_of, pack_of_control
 
-    for entry in entries_of(found):
-        write_entry(folder, entry)
+    kept = add_entries(folder, entries_of(found))
+    if not kept:
+        return
+    controls = ", ".join(dict.fromkeys(e["method"].removeprefix("control: ") for e in kept))
+    packs = " and ".join(dict.fromkeys(pack_of_control(e) or "a pack that is not named" for e in kept))
+    err.print(
+        f"{folder}: controls left as they are ({controls}): they are those of {packs};"
+        f" for those of {found.packs[0].name} give another --ledger"
+    )
 
 
 def _packs(node: Node, named: list[str], protocol: Protocol | None = None) -> list[Candidate]:

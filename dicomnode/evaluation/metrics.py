@@ -2,16 +2,19 @@
 
 Pure functions on arrays. A query's figures count only rows that were open to it (not itself, not its patient, no near
 copy); where none of them is relevant its figures are NaN and it is left out of every mean. Intervals come from a
-bootstrap over patients within each class (the slices of a patient are no independent evidence); differences between
-two methods use the same draws. Sources: Manning et al. 2008 ch. 8 (precision, recall, average precision); Jarvelin and
-Kekalainen 2002 (nDCG, here with the gain itself and log2 discount); Efron and Tibshirani 1993 (percentile bootstrap);
-Wilson 1927. ``dicomnode.models.training.figures`` draws the same bootstrap for model cards; a test holds them together.
+bootstrap over patients within each class (the slices of a patient are no independent evidence); differences between two
+methods use the same draws. Sources: Manning et al. 2008 ch. 8 (precision, recall, average precision); Jarvelin and
+Kekalainen 2002 (nDCG, here with the gain itself and log2 discount); Bestgen 2015 (expected average precision of a
+random order); Efron and Tibshirani 1993 (percentile bootstrap); Wilson 1927.
+``dicomnode.models.training.figures`` draws the same bootstrap for model cards; a test holds them together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -35,7 +38,8 @@ class PerQuery:
     Attributes
     ----------
     precision, recall, ceiling, ndcg : float64 [m, 50]
-        At k = 1 to 50; ``ceiling`` is the highest recall that k cases allow. NaN where nothing is relevant.
+        At k = 1 to 50; ``ceiling`` is the highest recall that k cases allow. NaN where nothing is relevant; precision
+        and ndcg also at a k that the ranking does not reach (``judge``).
     ap : float64 [m]
         Average precision.
     classes, clusters : str [m]
@@ -71,7 +75,7 @@ class PerQuery:
         return np.asarray(getattr(self, what)[:, int(k) - 1], dtype=np.float64)
 
 
-def judge(gains: Floats, relevant: Bools, total: int | None = None) -> dict[str, Any]:
+def judge(gains: Floats, relevant: Bools, total: int | None = None, n_open: int | None = None) -> dict[str, Any]:
     """Figures of one ranking.
 
     Parameters
@@ -81,13 +85,17 @@ def judge(gains: Floats, relevant: Bools, total: int | None = None) -> dict[str,
     relevant : bool [n]
         Binary relevance in the same order.
     total : int, optional
-        Relevant rows that were open, where the ranking does not hold them all; else those in it.
+        Relevant rows that were open, where the ranking does not hold them all; else those in it. Those it lacks have
+        gain 1 in the ideal order of nDCG.
+    n_open : int, optional
+        Rows that were open, where the ranking does not hold them all; else those in it.
 
     Returns
     -------
     dict
         ``precision``, ``recall``, ``ceiling``, ``ndcg`` (float64 [50] each) and ``ap``. P@k divides by k, or by what
-        was open where that is less. All NaN where nothing is relevant.
+        was open where that is less. All NaN where nothing is relevant; P@k and nDCG@k also where the ranking ends
+        before k though more rows were open: nobody can say what would have come next.
     """
     all_relevant = int(relevant.sum()) if total is None else total
     if not all_relevant or not len(relevant):
@@ -95,19 +103,58 @@ def judge(gains: Floats, relevant: Bools, total: int | None = None) -> dict[str,
         return {"precision": nothing, "recall": nothing, "ceiling": nothing, "ndcg": nothing, "ap": float("nan")}
     hit = relevant.astype(np.float64)
     found = hit.cumsum()
-    at = np.minimum(np.arange(1, MAX_K + 1), len(hit)) - 1
-    best = np.sort(gains)[::-1]
-    discount = 1.0 / np.log2(np.arange(2, len(hit) + 2))
-    ideal = (best * discount).cumsum()[at]
-    reached = (gains * discount).cumsum()[at]
+    k = np.arange(1, MAX_K + 1)
+    at = np.minimum(k, len(hit)) - 1
+    best = np.sort(np.concatenate([gains, np.ones(max(0, all_relevant - int(relevant.sum())))]))[::-1]
+    discount = 1.0 / np.log2(np.arange(2, len(best) + 2))
+    ideal = (best * discount).cumsum()[np.minimum(k, len(best)) - 1]
+    reached = (gains * discount[: len(gains)]).cumsum()[at]
+    ends_early = len(hit) < np.minimum(k, len(hit) if n_open is None else n_open)
     ndcg = np.divide(reached, ideal, out=np.zeros(MAX_K), where=ideal > 0)
     return {
-        "precision": found[at] / (at + 1),
+        "precision": np.where(ends_early, np.nan, found[at] / (at + 1)),
         "recall": found[at] / all_relevant,
-        "ceiling": np.minimum(np.arange(1, MAX_K + 1), all_relevant) / all_relevant,
-        "ndcg": ndcg,
+        "ceiling": np.minimum(k, all_relevant) / all_relevant,
+        "ndcg": np.where(ends_early, np.nan, ndcg),
         "ap": float((found / np.arange(1, len(hit) + 1) * hit).sum() / all_relevant),
     }
+
+
+def random_ap(shares: Floats, reached: Floats) -> float:
+    """Expected average precision of rows in random order, exact (Bestgen 2015, here cut at a rank).
+
+    The chance of a hit at rank i times the expected precision there, given the hit; summed over the ranks and divided
+    by the relevant rows that a list can hold. It is more than the share of relevant rows, much so among few rows.
+
+    Parameters
+    ----------
+    shares : float64 [n]
+        Chance of each row to be relevant where it appears, 0 or 1 where that is certain; one at least above 0.
+    reached : float64 [m]
+        Chance that the list has a row at rank i = 1 to m; 0 beyond n.
+    """
+    n, rank = len(shares), np.arange(1, len(reached) + 1)
+    hit = shares.sum() / n
+    two_hits = (shares.sum() ** 2 - (shares**2).sum()) / max(1, n * (n - 1))  # at two given ranks
+    expected = (reached * (hit + (rank - 1) * two_hits) / rank).sum()
+    return float(expected / min(np.count_nonzero(shares), len(reached)))
+
+
+@lru_cache(maxsize=1024)
+def drawn_at_least(wanted: int, n: int, drawn: int) -> Floats:
+    """Chance of at least i = 1 to ``drawn`` wanted rows among ``drawn`` of ``n`` rows, ``wanted`` of them wanted.
+
+    Returns
+    -------
+    float64 [drawn]
+        Tail of the hypergeometric distribution; of ``n`` rows where fewer than ``drawn`` are there. Read-only.
+    """
+    taken = min(drawn, n)
+    exactly = [comb(wanted, i) * comb(n - wanted, taken - i) for i in range(taken + 1)]
+    tail = [sum(exactly[i:]) / comb(n, taken) for i in range(1, taken + 1)]
+    found = np.array(tail + [0.0] * (drawn - taken))
+    found.setflags(write=False)  # it is kept for the next query
+    return found
 
 
 def collect(judged: Sequence[dict[str, Any]], classes: Strings, clusters: Strings) -> PerQuery:
@@ -165,15 +212,21 @@ def bootstrap(values: Floats, classes: Strings, clusters: Strings, seed: int = 0
 
 
 def figures_of(values: Floats, classes: Strings, clusters: Strings, seed: int = 0) -> list[dict[str, Any]]:
-    """``{"mean", "ci": [low, high]}`` of each column of ``values`` [m, d]; None where no query has a figure."""
-    if not len(values) or np.isnan(values).any(axis=1).all():
-        return [{"mean": None, "ci": [None, None]} for _ in range(values.shape[1])]
-    mean = macro(values, classes)
-    low, high = np.percentile(bootstrap(values, classes, clusters, seed), [LOW, HIGH], axis=0)
-    return [
-        {"mean": round(float(m), 4), "ci": [round(float(a), 4), round(float(b), 4)]}
-        for m, a, b in zip(mean, low, high, strict=True)
-    ]
+    """``{"mean", "ci": [low, high]}`` of each column of ``values`` [m, d]; None where no query has a figure.
+
+    A query counts in each column in which it has a figure; columns of the same queries meet the same draws.
+    """
+    found: list[dict[str, Any]] = [{"mean": None, "ci": [None, None]} for _ in range(values.shape[1])]
+    lacking = np.isnan(values)
+    for pattern in {column.tobytes(): column for column in lacking.T}.values():
+        if pattern.all():  # of no rows, too
+            continue
+        columns = np.flatnonzero((lacking == pattern[:, None]).all(axis=0))
+        mean = macro(values[:, columns], classes)
+        low, high = np.percentile(bootstrap(values[:, columns], classes, clusters, seed), [LOW, HIGH], axis=0)
+        for i, m, a, b in zip(columns, mean, low, high, strict=True):
+            found[i] = {"mean": round(float(m), 4), "ci": [round(float(a), 4), round(float(b), 4)]}
+    return found
 
 
 def difference(one: PerQuery, other: PerQuery, name: str = "precision@10", seed: int = 0) -> dict[str, Any]:

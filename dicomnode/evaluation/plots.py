@@ -45,15 +45,18 @@ def draw_curves(rows: Sequence[Summary], title: str, target: Path) -> list[Path]
 
     Parameters
     ----------
-    rows : methods of one protocol.
+    rows : methods of one protocol; those without curves are left out.
     title : over the figure.
     target : path without suffix.
 
     Returns
     -------
     list of Path
-        What was written.
+        What was written; nothing where no row has curves.
     """
+    rows = [row for row in rows if row.curves]
+    if not rows:
+        return []
     groups = list(rows[0].curves)
     across = min(len(groups), 4)  # more classes than this are in the CSV alone
     figure = Figure(figsize=(1.2 + 3.6 * across, 8.6), layout="constrained")

@@ -3,15 +3,16 @@
 A study is asked about with the vectors it was indexed with, through the very ``CaseRetriever`` of the node: its own
 patient is closed, one case a patient comes back, ranked and with copies left out as in any answer. A returned case of
 status "unknown" is neither right nor wrong: it is taken out of the list before it is judged, and a study of unknown
-status asks nothing. Never embeds, never writes.
+status asks nothing. What a list misses and what chance reaches is counted over the patients that can come back at all
+(``Pool``). Never embeds, never writes.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import structlog
 from dicomnode.domain import Case, Finding, FindingStatus, Pseudonym, PseudoUid
 from dicomnode.errors import InputError
 from dicomnode.evaluation import metrics
-from dicomnode.evaluation.metrics import MAX_K, PerQuery
+from dicomnode.evaluation.metrics import MAX_K, SHOWN_KS, Floats, PerQuery
 from dicomnode.index.cases import QueryStudy
 from dicomnode.index.repository import VectorIndex
 
@@ -60,6 +61,64 @@ class KnownStudy:
         return " + ".join(sorted({f.display for f in self.findings}))
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Who can come back: the studies, by UID, that have vectors of the model and whose patient is not excluded."""
+
+    studies: Mapping[PseudoUid, KnownStudy]
+
+    @classmethod
+    def of(cls, index: VectorIndex, studies: Sequence[KnownStudy]) -> Pool:
+        """Those of ``studies`` that the index can return now."""
+        now = index.searcher.refresh()
+        can_return = {now.names.studies[int(number)] for number in now.studies_in(now.open_rows())}
+        return cls({s.uid: s for s in studies if s.uid in can_return})
+
+    @cached_property
+    def patients(self) -> frozenset[Pseudonym]:
+        """All patients, also those without a known status."""
+        return frozenset(s.patient for s in self.studies.values())
+
+    @cached_property
+    def _codes(self) -> dict[Pseudonym, list[frozenset[tuple[str, str]]]]:
+        """Codes of each study of known status, by patient."""
+        found: dict[Pseudonym, list[frozenset[tuple[str, str]]]] = defaultdict(list)
+        for study in self.studies.values():
+            if study.codes:
+                found[study.patient].append(study.codes)
+        return found
+
+    def shares(self, query: KnownStudy) -> dict[Pseudonym, float]:
+        """Other patients of known status: share of their studies of known status that have a finding of the query."""
+        codes = query.codes
+        return {
+            patient: sum(not codes.isdisjoint(c) for c in theirs) / len(theirs)
+            for patient, theirs in self._codes.items()
+            if patient != query.patient
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One answer, judged.
+
+    Attributes
+    ----------
+    figures : what ``metrics.judge`` gives; all NaN where ``judged`` or ``relevant`` is 0.
+    judged : cases of known status that came back.
+    relevant : patients with a finding of the query who could have come back.
+    chance_precision, chance_ap : expected P@k (the same at every k) and average precision where the patients who can
+        come back do so in random order, each with one of its studies of known status (unknown, if it has no other),
+        and such a list holds a case of known status. NaN where ``relevant`` is 0.
+    """
+
+    figures: dict[str, Any]
+    judged: int
+    relevant: int
+    chance_precision: float
+    chance_ap: float
+
+
 @dataclass(frozen=True, slots=True)
 class _Slice:
     instance: PseudoUid
@@ -88,26 +147,38 @@ def stored_query(index: VectorIndex, study: KnownStudy) -> QueryStudy | None:
     )
 
 
-def judge_cases(
-    query: KnownStudy,
-    cases: Sequence[Case],
-    known: Mapping[PseudoUid, KnownStudy],
-    open_patients: AbstractSet[Pseudonym],
-) -> dict[str, Any]:
+def judge_cases(query: KnownStudy, cases: Sequence[Case], pool: Pool) -> Judged:
     """Figures of one answer; cases of unknown status are left out before they are counted.
 
-    Recall and average precision count patients: ``open_patients`` other than the query's own who have a study that
-    shares a finding with it. Average precision is over the cases returned, at most 50.
+    Recall, average precision and the ideal order of nDCG count the patients of the pool, but the query's own, who have
+    a study that shares a finding with it. Average precision is over the cases returned, at most 50.
     """
-    hits = [bool(query.codes & known[c.study_uid].codes) for c in cases if known[c.study_uid].codes]
-    total = len(
-        {s.patient for s in known.values() if s.codes & query.codes and s.patient in open_patients} - {query.patient}
-    )
-    relevant = np.array(hits, dtype=bool)
-    judged = metrics.judge(relevant.astype(np.float64), relevant, total)
+    returned = [pool.studies[c.study_uid] for c in cases if c.study_uid in pool.studies]
+    relevant = np.array([not query.codes.isdisjoint(s.codes) for s in returned if s.codes], dtype=bool)
+    shares = pool.shares(query)
+    total = sum(share > 0 for share in shares.values())
+    n_open = len(relevant) + len(shares.keys() - {s.patient for s in returned})
+    figures = metrics.judge(relevant.astype(np.float64), relevant, total, n_open)
     if total > MAX_K:  # 50 cases cannot hold them all
-        judged["ap"] *= total / MAX_K
-    return judged
+        figures["ap"] *= total / MAX_K
+    precision, ap = _chance_of(np.array(list(shares.values())), len(pool.patients - {query.patient}))
+    return Judged(figures, len(relevant), total, precision, ap)
+
+
+def _chance_of(shares: Floats, n: int) -> tuple[float, float]:
+    """Expected P@k and average precision of a random order; see ``Judged``.
+
+    Parameters
+    ----------
+    shares : float64 [known]
+        ``Pool.shares`` of the patients of known status.
+    n : int
+        Patients who can come back, of known status or not: the first 50 do.
+    """
+    if not shares.any():
+        return float("nan"), float("nan")
+    reached = metrics.drawn_at_least(len(shares), n, MAX_K)
+    return float(shares.mean()), metrics.random_ap(shares, reached) / float(reached[0])
 
 
 def evaluate_repository(
@@ -120,44 +191,32 @@ def evaluate_repository(
     InputError
         Fewer than two classes among the studies that can be asked about.
     """
-    known = {s.uid: s for s in studies}
     asked = [s for s in studies if s.codes]
     if len({s.label for s in asked}) < 2:
         line = (
             f"{len(asked)} of {len(studies)} studies have a known status, of fewer than two kinds: nothing to compare"
         )
         raise InputError(line, place="repository", advice="dicomnode index add ... --findings F.csv")
-    now = index.searcher.refresh()
-    open_patients = {now.names.patients[int(p)] for p in now.patients_in(now.open_rows())}
-    judged, who, without = [], [], 0
+    pool = Pool.of(index, studies)
+    judged: list[Judged] = []
+    who, without = [], 0
     for done, study in enumerate(asked):
         if progress:
             progress(done, len(asked))
-        query = stored_query(index, study)
-        if query is None or study.patient not in open_patients:
+        query = stored_query(index, study) if study.uid in pool.studies else None
+        if query is None:
             without += 1
             continue
-        cases = index.retriever.nearest(query, MAX_K)
-        judged.append(judge_cases(study, cases, known, open_patients))
+        judged.append(judge_cases(study, index.retriever.nearest(query, MAX_K), pool))
         who.append(study)
     if progress:
         progress(len(asked), len(asked))
     if not judged:
         raise InputError("no study with a known status has vectors of the active model", place="repository")
-    table = metrics.collect(judged, np.array([s.label for s in who]), np.array([str(s.patient) for s in who]))
+    classes, clusters = np.array([s.label for s in who]), np.array([str(s.patient) for s in who])
+    table = metrics.collect([j.figures for j in judged], classes, clusters)
     log.info("repository_evaluated", studies=len(who))
-    return _as_json(index, studies, table, without)
-
-
-def _as_json(index: VectorIndex, studies: Sequence[KnownStudy], table: PerQuery, without: int) -> dict[str, Any]:
-    unknown = sum(not s.codes for s in studies)
-    notes = [f"{unknown} studies of unknown status ask nothing and are neither right nor wrong in a list"]
-    if without:
-        notes.append(f"{without} studies have no vectors of the active model, or an excluded patient")
-    alone = int((~table.counted).sum())
-    if alone:
-        notes.append(f"{alone} studies share their finding with no other patient: not counted")
-    notes.append("map is the average precision of the first 50 cases")
+    undefined = {k: int((table.counted & np.isnan(table.column(f"precision@{k}"))).sum()) for k in SHOWN_KS}
     return {
         "protocol": "repository",
         "title": "Leave one patient out over this repository",
@@ -166,30 +225,56 @@ def _as_json(index: VectorIndex, studies: Sequence[KnownStudy], table: PerQuery,
         "n_queries_counted": int(table.counted.sum()),
         "n_query_patients": len(np.unique(table.clusters)),
         "packs": [metrics.row_of(index.store.model_id, table)],
-        "controls": _chance(studies, table),
-        "notes": notes,
+        "controls": [_chance(judged, table)],
+        "precision_undefined": {str(k): n for k, n in undefined.items()},
+        "notes": _notes(studies, judged, without, undefined),
         "skipped": 0,
     }
 
 
-def _chance(studies: Sequence[KnownStudy], table: PerQuery) -> list[dict[str, Any]]:
-    """What a list of known cases in random order reaches, by class: the share of other patients with the finding."""
-    by_patient: dict[Pseudonym, set[tuple[str, str]]] = defaultdict(set)
-    for s in studies:
-        by_patient[s.patient] |= s.codes
-    labelled = [codes for codes in by_patient.values() if codes]
-    counts: Counter[str] = Counter()
-    example = {s.label: s.codes for s in studies if s.codes}
-    for name, codes in example.items():
-        counts[name] = sum(bool(codes & other) for other in labelled) - 1
-    n = max(1, len(labelled) - 1)
-    share = np.array([counts[c] / n for c in table.classes])
-    share[~table.counted] = np.nan
-    flat = np.repeat(share[:, None], MAX_K, axis=1)
-    chance = PerQuery(flat, np.full_like(flat, np.nan), table.ceiling, flat, share, table.classes, table.clusters)
-    figures = metrics.figures_of(flat[:, :1], table.classes, table.clusters)[0]
-    keys = {str(k): figures for k in metrics.SHOWN_KS}
+def _notes(
+    studies: Sequence[KnownStudy], judged: Sequence[Judged], without: int, undefined: Mapping[int, int]
+) -> list[str]:
+    """What was left out and why, a line each; ``undefined`` queries have no P@k, by k."""
+    unknown = sum(not s.codes for s in studies)
+    alone = sum(not j.relevant for j in judged)
+    unjudged = sum(j.relevant > 0 and not j.judged for j in judged)
+    notes = [f"{unknown} studies of unknown status ask nothing and are neither right nor wrong in a list"]
+    if without:
+        notes.append(f"{without} studies have no vectors of the active model, or an excluded patient")
+    if alone:
+        notes.append(f"{alone} studies share their finding with no other patient who can come back: not counted")
+    if unjudged:
+        notes.append(
+            f"{unjudged} studies got cases of unknown status alone, though patients with their finding can come back:"
+            " not counted"
+        )
+    if any(undefined.values()):
+        counts = ", ".join(f"k = {k}: {n}" for k, n in undefined.items() if n)
+        notes.append(
+            f"fewer than k judged cases came back, though the repository has more: {counts} of"
+            f" {len(judged) - alone - unjudged} queries; these have no P@k and nDCG@k, and are in no mean of them"
+        )
+    notes.append("map is the average precision of the first 50 cases")
+    return notes
+
+
+def _chance(judged: Sequence[Judged], table: PerQuery) -> dict[str, Any]:
+    """The row of a random order of the cases that can come back, on the queries that have the figure."""
+    precision = np.array([j.chance_precision for j in judged])[:, None]
+    precision = np.where(np.isnan(table.precision), np.nan, precision)
+    ap = np.where(table.counted, [j.chance_ap for j in judged], np.nan)
+    chance = PerQuery(precision, table.recall, table.ceiling, table.ndcg, ap, table.classes, table.clusters)
+    values = np.stack([*(chance.column(f"precision@{k}") for k in SHOWN_KS), ap], axis=1)
+    *at_k, mean_ap = metrics.figures_of(values, table.classes, table.clusters)
+    keys = [str(k) for k in SHOWN_KS]
     nothing = {"mean": None, "ci": [None, None]}
-    row = {"name": "control: random order (expected)", "precision": keys, "map": figures, "by_class": {}}
-    row |= {"recall": dict.fromkeys(keys, nothing), "difference": metrics.difference(table, chance)}
-    return [{**row, "note": "share of the other known patients who have the finding"}]
+    return {
+        "name": "control: random order (expected)",
+        "precision": dict(zip(keys, at_k, strict=True)),
+        "map": mean_ap,
+        "by_class": {},
+        "recall": dict.fromkeys(keys, nothing),
+        "difference": metrics.difference(table, chance),
+        "note": "exact, over the other patients of known status who can come back",
+    }

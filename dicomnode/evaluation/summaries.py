@@ -56,7 +56,8 @@ class Summary:
     spread : name -> [lowest, highest] of the seeds' own means.
     differences : name of ``COMPARED`` -> {"mean", "ci"} of the reference minus this, paired; None for the reference.
     by_class : label -> figures of the queries with that label.
-    curves : "all" and each class -> "precision" and "recall" at k = 1 to 50, mean of seeds.
+    curves : "all" and each class -> "precision" and "recall" at k = 1 to 50, mean of seeds; empty where
+        one lacks them.
     """
 
     method: str
@@ -85,12 +86,10 @@ class _Protocol:
         for entry in entries:
             by_method[entry["method"]].append(entry)
         first = next(iter(by_method.values()))[0]
-        asked = [first["query"][k] for k in ("label", "patient")]
-        for method, group in by_method.items():
-            for entry in group:
-                if [entry["query"][k] for k in ("label", "patient")] != asked:
-                    line = f"{method} seed {entry['seed']} was measured on other queries than {first['method']}"
-                    raise InputError(line, place=f"ledger, protocol {entry['protocol']}", advice="measure them again")
+        for entry in itertools.chain.from_iterable(by_method.values()):
+            if apart := _not_comparable(entry, first):
+                line = f"{entry['method']} seed {entry['seed']} {apart}"
+                raise InputError(line, place=f"ledger, protocol {entry['protocol']}", advice="measure them again")
         values = {method: np.mean([_values(e) for e in group], axis=0) for method, group in by_method.items()}
         classes = np.array([first["labels"][i] for i in first["query"]["label"]])
         # in the order of the names they stand for, so that the draws are those of the evaluation itself
@@ -143,13 +142,34 @@ def summaries(entries: Iterable[Entry], references: Sequence[str] = ()) -> list[
     Raises
     ------
     InputError
-        Entries of one protocol that were measured on different queries.
+        Entries of one protocol that were measured on different queries, or on another index.
     """
     protocol = _Protocol.of(entries)
     order = protocol.order()
     packs = [m for m in order if protocol.by_method[m][0]["kind"] == "pack"]
     reference = next((m for m in (*references, *packs) if m in protocol.by_method), None)
     return [protocol.summary(method, reference) for method in order]
+
+
+def _not_comparable(entry: Entry, first: Entry) -> str:
+    """Why an entry cannot stand in one table with the first: other queries, or another index; "" where it can.
+
+    Entries hold no rows of the index, only what is counted of it: two that are counted alike are taken for one.
+    """
+    other = f"{first['method']} seed {first['seed']}"
+    if any(entry["query"][k] != first["query"][k] for k in ("label", "patient")):
+        return f"was measured on other queries than {other}"
+    for mine, its in zip(_counted(entry), _counted(first), strict=True):
+        if mine != its:
+            return f"searched another index than {other}: {mine}, not {its}"
+    return ""
+
+
+def _counted(entry: Entry) -> tuple[str, str]:
+    """The size of an entry's index, and its classes, in words."""
+    data = entry["data"]
+    classes = ", ".join(f"{n} {label}" for label, n in sorted(data["index_classes"].items()))
+    return f"{data['n_index']} slices of {data['index_patients']} patients", classes
 
 
 def _note(group: Sequence[Entry]) -> str:
@@ -165,6 +185,8 @@ def _values(entry: Entry) -> metrics.Floats:
 
 
 def _mean_curves(group: Sequence[Entry]) -> dict[str, dict[str, list[float]]]:
+    if not all(e["curves"] for e in group):
+        return {}
     return {
         name: {
             what: np.mean([e["curves"][name][what] for e in group], axis=0).round(DECIMALS).tolist()

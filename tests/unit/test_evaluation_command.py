@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import pytest
 from evaluation_samples import labelled_folder, write_csv
 from test_cli import _model_loaded_once, _own_surroundings, run, write_settings  # noqa: F401 - fixtures
+
+from dicomnode.node import packs_folder
 
 INDEX, QUERIES = 16, 8
 
@@ -65,6 +68,29 @@ def test_tables_of_the_ledger(done):
     assert said.code == 0
     assert "| control: raw 32x32 pixels (centred, cosine) | 1 | " in said.out
     assert (folder / "tables" / "labels-curves.png").is_file()
+
+
+def test_a_pack_of_one_s_own_leaves_the_controls_of_another_in_the_ledger(done, files, tmp_path):
+    first, folder = done
+    ledger = shutil.copytree(folder / "ledger", tmp_path / "ledger")
+    mine = shutil.copytree(packs_folder() / "cenet-xception", tmp_path / "mine")
+    before = {p.name: p.read_bytes() for p in ledger.iterdir()}
+    said = run(
+        "evaluate", "--index", files[0], "--queries", files[1], "--pack", mine, "--ledger", ledger, "--json",
+        "--config", write_settings(tmp_path),
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert {p.name for p in ledger.iterdir()} - set(before) == {"labels--mine--seed0.json"}
+    of_a_pack = [n for n in before if any(w in n for w in ("masked", "border", "permuted", "random"))]
+    assert len(of_a_pack) == 6  # two seeds of those that draw
+    assert all((ledger / name).read_bytes() == before[name] for name in of_a_pack)
+    (line,) = [text for text in said.err.splitlines() if "left as they are" in text]
+    assert line.startswith(f"{ledger}: ")
+    for word in ("lungs masked out", "border only", "permuted labels", "random weights", "those of cenet-xception"):
+        assert line.count(word) == 1, line
+    assert "left as they are" not in first.err
+    # its own stand in what is printed
+    assert "architecture of mine" in next(c["note"] for c in said.json()["controls"] if "random" in c["name"])
 
 
 def test_a_second_run_does_not_overwrite(done, files):

@@ -122,6 +122,90 @@ class TestEntries:
             ledger.read_ledger(tmp_path)
 
 
+def an_evaluation_of(pack: str, share: float, seed: int = 0, *, lungs: str = "a CE-Net (cenet-s0)") -> Evaluation:
+    """One pack with the controls of its own, whose notes are those of ``evaluation.run``, and one that needs none."""
+    notes = {
+        "control: random weights": f"architecture of {pack}, statistics of the index images",
+        "control: lungs masked out": f"{pack}; lungs found by {lungs}",
+        "control: border only": f"{pack}; only the outer 28 of 224 pixels",
+        "control: permuted labels": f"the ranking of {pack}; relevance of the index rows permuted, mean of 20",
+        "control: histogram of 32 bins": "Bhattacharyya",
+    }
+    controls = tuple(Method(name, "control", (a_table(share),), (seed,), note) for name, note in notes.items())
+    return replace(
+        an_evaluation(), packs=(Method(pack, "pack", (a_table(share),), (seed,)),), controls=controls, checks=Checks()
+    )
+
+
+OF_A_PACK = {
+    "control: random weights", "control: lungs masked out", "control: border only", "control: permuted labels",
+}  # fmt: skip
+
+
+class TestControlsOfAPack:
+    """A control that a pack takes part in has no pack in its file's name, so one ledger holds those of one pack."""
+
+    @pytest.fixture
+    def shipped(self, tmp_path) -> Path:
+        assert ledger.add_entries(tmp_path, ledger.entries_of(an_evaluation_of("shipped, literal", 0.8))) == []
+        return tmp_path
+
+    def read(self, folder: Path, seed: int = 0) -> dict[str, ledger.Entry]:
+        return {e["method"]: e for e in ledger.read_ledger(folder) if e["seed"] == seed}
+
+    def test_those_of_another_pack_are_left_as_they_are_and_told(self, shipped):
+        before, mine = self.read(shipped), ledger.entries_of(an_evaluation_of("mine", 0.5))
+        left = ledger.add_entries(shipped, mine)
+        assert {e["method"]: ledger.pack_of_control(e) for e in left} == dict.fromkeys(OF_A_PACK, "shipped, literal")
+        after, given = self.read(shipped), {e["method"]: e for e in mine}
+        assert {m for m in after if after[m] == before.get(m)} == {*OF_A_PACK, "shipped, literal"}
+        assert {m for m in after if after[m] == given.get(m)} == {"mine", "control: histogram of 32 bins"}
+
+    @pytest.mark.parametrize("pack", ["shipped", "literal", "shipped, literal + profile"])
+    def test_a_name_that_is_a_part_of_another_is_another_pack(self, shipped, pack):
+        left = ledger.add_entries(shipped, ledger.entries_of(an_evaluation_of(pack, 0.5)))
+        assert {e["method"] for e in left} == OF_A_PACK
+
+    def test_a_line_of_several_seeds_is_not_mixed_of_two_packs(self, shipped):
+        left = ledger.add_entries(shipped, ledger.entries_of(an_evaluation_of("mine", 0.5, seed=3)))
+        assert {(e["method"], e["seed"]) for e in left} == {(method, 0) for method in OF_A_PACK}
+        assert set(self.read(shipped, seed=3)) == {"mine", "control: histogram of 32 bins"}
+
+    def test_its_own_are_replaced_and_more_seeds_are_added(self, shipped):
+        for seed in (0, 1):
+            again = ledger.entries_of(an_evaluation_of("shipped, literal", 0.3, seed, lungs="a classical segmentation"))
+            assert ledger.add_entries(shipped, again) == []
+            assert self.read(shipped, seed) == {e["method"]: e for e in again}
+
+    def test_its_own_are_replaced_where_another_seed_is_of_another_pack(self, shipped):
+        for entry in ledger.entries_of(an_evaluation_of("mine", 0.5, seed=1)):
+            ledger.write_entry(shipped, entry)  # as every version before wrote it
+        again = ledger.entries_of(an_evaluation_of("mine", 0.6, seed=1))
+        assert ledger.add_entries(shipped, again) == []
+        assert self.read(shipped, 1) == {e["method"]: e for e in again}
+
+    def test_a_pack_that_no_note_tells_is_another_pack(self, shipped):
+        path = shipped / "demo--control-border-only--seed0.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"note": ""}))
+        left = ledger.add_entries(shipped, ledger.entries_of(an_evaluation_of("shipped, literal", 0.5)))
+        assert [(e["method"], ledger.pack_of_control(e)) for e in left] == [("control: border only", "")]
+
+    def test_a_damaged_one_is_named_and_stays(self, shipped):
+        path = shipped / "demo--control-border-only--seed0.json"
+        path.write_text("{")
+        with pytest.raises(InputError, match="not an entry") as caught:
+            ledger.add_entries(shipped, ledger.entries_of(an_evaluation_of("mine", 0.5)))
+        assert str(path) in str(caught.value)
+        assert path.read_text() == "{"
+
+    def test_every_entry_of_the_ledger_of_this_project_tells_its_pack(self):
+        entries = ledger.read_ledger(Path(__file__).parents[2] / "docs" / "evaluation" / "ledger")
+        rows = {(e["protocol"], e["seed"], e["method"]) for e in entries if e["kind"] == "pack"}
+        told = [(e, pack) for e in entries if (pack := ledger.pack_of_control(e)) is not None]
+        assert {e["method"] for e, _ in told} == OF_A_PACK
+        assert all((e["protocol"], e["seed"], pack) in rows for e, pack in told)
+
+
 class TestTables:
     def test_a_line_of_several_seeds_has_their_mean_interval_and_spread(self, folder):
         rows = {r.method: r for r in summaries(ledger.read_ledger(folder))}
@@ -189,6 +273,32 @@ class TestTables:
         path.write_text(json.dumps(entry))
         with pytest.raises(InputError, match="measured on other queries"):
             summaries(ledger.read_ledger(folder))
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"n_index": 61}, "61 slices of 30 patients, not 60 slices of 30 patients"),
+            ({"index_patients": 29}, "60 slices of 29 patients, not 60 slices of 30 patients"),
+            ({"index_classes": {"COVID": 31, "NonCOVID": 29}}, "31 COVID, 29 NonCOVID, not 30 COVID, 30 NonCOVID"),
+        ],
+    )
+    def test_entries_of_another_index_are_not_compared(self, folder, change, said):
+        path = folder / "demo--control-random-weights--seed1.json"
+        entry = json.loads(path.read_text())
+        entry["data"].update(change)
+        path.write_text(json.dumps(entry))
+        with pytest.raises(InputError, match="searched another index") as caught:
+            markdown(ledger.read_ledger(folder))
+        (line,) = str(caught.value).splitlines()
+        assert "protocol demo: control: random weights seed 1 searched another index than good seed 7" in line
+        assert said in line
+
+    def test_the_order_of_an_index_s_classes_is_no_difference(self, folder):
+        path = folder / "demo--control-random-weights--seed1.json"
+        entry = json.loads(path.read_text())
+        entry["data"]["index_classes"] = dict(reversed(entry["data"]["index_classes"].items()))
+        path.write_text(json.dumps(entry))
+        assert summaries(ledger.read_ledger(folder))
 
 
 class TestFiles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -16,9 +17,11 @@ from dicomnode.models.training import figures
 rankings = st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=80)
 
 
-def judged(hits: list[int], gains: list[float] | None = None, total: int | None = None) -> dict:
+def judged(
+    hits: list[int], gains: list[float] | None = None, total: int | None = None, n_open: int | None = None
+) -> dict:
     relevant = np.array(hits, dtype=bool)
-    return metrics.judge(np.array(gains if gains is not None else hits, dtype=np.float64), relevant, total)
+    return metrics.judge(np.array(gains if gains is not None else hits, dtype=np.float64), relevant, total, n_open)
 
 
 def table(rows: list[list[int]], classes: list[str], clusters: list[str]) -> PerQuery:
@@ -51,6 +54,22 @@ class TestOneRanking:
 
     def test_a_list_that_does_not_hold_all_relevant_rows_cannot_reach_recall_1(self):
         assert judged([1, 1], total=4)["recall"][1] == 1 / 2
+
+    def test_the_ideal_order_holds_the_relevant_rows_that_the_list_misses(self):
+        dcg = np.cumsum([1 / math.log2(i + 2) for i in range(10)])
+        for hits in ([1, 1], [1, 1, *[0] * 48]):
+            found = judged(hits, total=60)
+            assert found["ndcg"][1] == 1.0
+            assert found["ndcg"][9] == pytest.approx(dcg[1] / dcg[9])
+        assert judged([0, 1], total=2)["ndcg"][1] == pytest.approx((dcg[1] - dcg[0]) / dcg[1])
+
+    def test_places_that_more_rows_could_have_filled_have_no_precision(self):
+        found = judged([1, 0, 1], total=9, n_open=40)
+        assert found["precision"][2] == pytest.approx(2 / 3)
+        assert np.isnan(found["precision"][3:]).all()
+        assert np.isnan(found["ndcg"][3:]).all()
+        assert found["recall"][9] == pytest.approx(2 / 9)
+        assert judged([1, 0, 1], n_open=3)["precision"][9] == pytest.approx(2 / 3)
 
     @given(rankings)
     @settings(max_examples=150, deadline=None)
@@ -85,6 +104,16 @@ class TestMeansAndIntervals:
         assert (row["queries"], row["patients"]) == (2, 2)
         assert row["precision"]["1"]["mean"] == 0.5
         assert row["by_class"]["a"]["map"]["mean"] == 1.0
+
+    def test_a_figure_that_one_query_lacks_takes_no_other_figure_from_it(self):
+        judgements = [judged([1, 1], total=9, n_open=40), judged([0, *[1] * 49])]
+        t = metrics.collect(judgements, np.array(["a", "b"]), np.array(["1", "2"]))
+        row = metrics.row_of("x", t)
+        assert row["queries"] == 2
+        assert row["precision"]["1"]["mean"] == 0.5
+        assert row["precision"]["10"] == {"mean": 0.9, "ci": [0.9, 0.9]}
+        assert row["by_class"]["a"]["precision"]["10"] == {"mean": None, "ci": [None, None]}
+        assert row["by_class"]["a"]["precision"]["1"]["mean"] == 1.0
 
     def test_no_figures_at_all_are_none_and_no_fault(self):
         row = metrics.row_of("x", table([[0, 0]], ["a"], ["1"]))
@@ -138,6 +167,31 @@ class TestMeansAndIntervals:
         assert curves["all"]["precision"][:2] == [0.5, 0.5]
         assert curves["b"]["recall"][:2] == [0.0, 1.0]
         assert len(curves["a"]["recall"]) == metrics.MAX_K
+
+
+class TestChance:
+    @pytest.mark.parametrize("hits", [[1, 0], [1, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1]])
+    def test_all_orders_of_a_small_list(self, hits):
+        every = [judged(list(order))["ap"] for order in itertools.permutations(hits)]
+        places = np.ones(len(hits))
+        assert metrics.random_ap(np.array(hits, dtype=float), places) == pytest.approx(np.mean(every))
+
+    def test_a_list_that_is_cut(self):
+        every = [np.array(order) for order in itertools.permutations([1, 1, 0, 0, 0, 0])]
+        shown = [sum(o[: i + 1].mean() * o[i] for i in range(3)) / 2 for o in every]
+        assert metrics.random_ap(np.array([1.0, 1, 0, 0, 0, 0]), np.ones(3)) == pytest.approx(np.mean(shown))
+
+    def test_rows_that_are_relevant_by_chance(self):
+        worlds = [judged(list(o))["ap"] for hits in ([1, 1, 0], [1, 0, 0]) for o in itertools.permutations(hits)]
+        # a row that may be relevant counts among the two that could be found, in either world
+        halved = [ap if i < 6 else ap / 2 for i, ap in enumerate(worlds)]
+        assert metrics.random_ap(np.array([1.0, 0.5, 0.0]), np.ones(3)) == pytest.approx(np.mean(halved))
+
+    def test_places_by_counting(self):
+        every = [sum(w) for w in itertools.combinations([1, 1, 1, 0, 0], 3)]
+        found = metrics.drawn_at_least(3, 5, 3)
+        assert found == pytest.approx([np.mean([n >= i for n in every]) for i in (1, 2, 3)])
+        assert metrics.drawn_at_least(4, 4, 50).tolist() == [1, 1, 1, 1, *[0] * 46]
 
 
 class TestWilson:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+from dataclasses import replace
+from pathlib import Path
+
 from matplotlib.figure import Figure
 
 from dicomnode.evaluation.metrics import MAX_K
-from dicomnode.evaluation.plots import _panel
+from dicomnode.evaluation.plots import _panel, draw_curves
 from dicomnode.evaluation.summaries import Summary
 
 
@@ -22,3 +26,10 @@ def test_every_method_of_a_full_table_has_a_look_of_its_own() -> None:
         for line in lines
     }
     assert len(looks) == len(rows)
+
+
+def test_a_method_without_curves_is_left_out(tmp_path: Path) -> None:
+    rows = [replace(summary(0, "pack"), curves={}), summary(1, "pack"), summary(0, "control")]
+    with draw_curves(rows, "title", tmp_path / "curves")[2].open() as f:
+        assert {line["method"] for line in csv.DictReader(f)} == {"pack 1", "control 0"}
+    assert draw_curves(rows[:1], "title", tmp_path / "none") == []
