@@ -80,7 +80,8 @@ def _logs(config: Path | None) -> None:
 @contextmanager
 def _problems_told() -> Iterator[None]:
     """Every line that is wrong with a table, before the one with which the command ends."""
-    from dicomnode.models.training.tables import SHOWN, DataProblems
+    from dicomnode.models.training.csvrows import DataProblems
+    from dicomnode.models.training.tables import SHOWN
 
     try:
         yield
@@ -210,6 +211,10 @@ def xception(
         raise UsageError("give one of the two", place="--data, --scans")
     if pack is not None and is_table(source):
         raise UsageError("a pack is measured on the folder of data sets: give --data that folder", place="--pack")
+    if pack is not None:
+        from dicomnode.models.training.build import check_pack_target
+
+        check_pack_target(pack, out_dir)
     options = XceptionOptions(
         data=source,
         out=out_dir,

@@ -2,7 +2,8 @@
 
 metadata (size, file type, mean intensity), raw 32x32 pixels, a histogram of 32 bins, random weights of the first pack's
 architecture, the first pack with the lungs masked out, the first pack on the border only, and permuted labels. A pack
-is good only as far as it is better than these. Works on prepared images, float32 [n, 224, 224] in 0..1.
+is good only as far as it is better than these, and than what labels teach about metadata and the histogram
+(``evaluation.taught``). Works on prepared images, float32 [n, 224, 224] in 0..1.
 """
 
 from __future__ import annotations

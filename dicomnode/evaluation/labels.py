@@ -7,7 +7,6 @@ changes a file. Images are read by the product's own ``prepare_file``: DICOM, PN
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from dicomnode.errors import InputError
 from dicomnode.models.preprocess import prepare_file
+from dicomnode.models.training.csvrows import read_csv
 
 NEEDED = ("path", "label")
 METADATA = ("width", "height", "source_format", "source_mode")  # columns that the metadata control reads
@@ -94,7 +94,8 @@ def read_rows(path: Path, checks: Checks, *, needed: Sequence[str] = NEEDED) -> 
     Raises
     ------
     InputError
-        No such file, not CSV, a column missing, no rows, an empty path or label, or one image with two labels.
+        No such file, not CSV, a column missing or there twice, a row with more cells than the header, no rows, an
+        empty path or label, or one image with two labels.
     """
     records, names = _records(path)
     lacking = [c for c in needed if c not in names]
@@ -107,14 +108,14 @@ def read_rows(path: Path, checks: Checks, *, needed: Sequence[str] = NEEDED) -> 
     rows: dict[Path, Row] = {}
     twice = 0
     for number, record in records:
-        if not record["path"].strip() or not record["label"].strip():
+        if not record["path"] or not record["label"]:
             raise InputError("a row has no path or no label", place=f"{path}:{number}")
         row = Row(
-            path=(path.parent / record["path"].strip()),
-            label=record["label"].strip(),
-            group=record.get("patient", "").strip(),
+            path=path.parent / record["path"],
+            label=record["label"],
+            group=record.get("patient", ""),
             number=number,
-            columns={k: v.strip() for k, v in record.items() if k not in (*NEEDED, "patient")},
+            columns={k: v for k, v in record.items() if k not in (*NEEDED, "patient")},
         )
         before = rows.setdefault(row.path, row)
         if before is row:
@@ -133,14 +134,12 @@ def read_rows(path: Path, checks: Checks, *, needed: Sequence[str] = NEEDED) -> 
 def _records(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     if not path.is_file():
         raise InputError("no such labels file", place=str(path))
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
-            names = [n for n in reader.fieldnames or [] if n]
-            rows = [(reader.line_num, {k: v or "" for k, v in r.items() if k}) for r in reader]
-            return rows, names
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise InputError(f"is not a readable CSV file ({type(exc).__name__})", place=str(path)) from None
+    table = read_csv(path)
+    if table.problems:
+        more = f" (and {len(table.problems) - 1} more)" if len(table.problems) > 1 else ""
+        raise InputError(f"{table.problems[0]}{more}", place=str(path))
+    rows = [(number, {k: v for k, v in row.items() if k}) for number, row in table.rows]
+    return rows, [name for name in table.names if name]
 
 
 def check_pair(index: Sequence[Row], queries: Sequence[Row], checks: Checks, place: str = "") -> None:

@@ -23,8 +23,8 @@ from dicomnode.evaluation.metrics import MAX_K
 from dicomnode.evaluation.summaries import Summary
 
 PACK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-CONTROL_COLOURS = ("#555555", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
-CONTROL_DASHES = ((6, 2), (2, 1.5), (6, 2, 1.5, 2), (8, 3), (1, 1), (4, 1, 1, 1, 1, 1), (3, 3))
+CONTROL_COLOURS = ("#555555", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999", "#0072B2", "#882255")
+CONTROL_DASHES = ((6, 2), (2, 1.5), (6, 2, 1.5, 2), (8, 3), (1, 1), (4, 1, 1, 1, 1, 1), (3, 3), (5, 1), (2, 3))
 MARKERS = "osD^vPX"
 GREY = "#444444"
 DPI = 150

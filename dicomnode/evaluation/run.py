@@ -17,7 +17,7 @@ import numpy.typing as npt
 import structlog
 
 from dicomnode.errors import InputError, UsageError
-from dicomnode.evaluation import controls, metrics
+from dicomnode.evaluation import controls, metrics, taught
 from dicomnode.evaluation.candidates import Candidate, Extractor, Pixels, Vectors
 from dicomnode.evaluation.labels import Checks, Row, check_pair, prepared
 from dicomnode.evaluation.metrics import PerQuery
@@ -194,7 +194,7 @@ def evaluate(
     measured = [_measure(task, c, of_index[c.name], of_queries[c.name]) for c in packs]
     first = packs[0]
     asked = measured[0].tables[0].counted
-    beside = _controls(task, first, asked, of_index, of_queries, options) if options.controls else []
+    beside = _controls(task, first, asked, of_index, of_queries, options, checks) if options.controls else []
     log.info("evaluated", slices=len(queries), seconds=round(time.monotonic() - began, 1))
     classes, counts = np.unique([r.label for r in index], return_counts=True)
     return Evaluation(
@@ -310,7 +310,13 @@ def _remembered(ranker: Ranker) -> Ranker:
 
 
 def _controls(
-    task: Task, first: Candidate, asked: metrics.Bools, index: Features, queries: Features, options: Options
+    task: Task,
+    first: Candidate,
+    asked: metrics.Bools,
+    index: Features,
+    queries: Features,
+    options: Options,
+    checks: Checks,
 ) -> list[Method]:
     def made(what: str, rankers: Sequence[Ranker], note: str, seeds: tuple[int, ...] = (0,)) -> Method:
         began = time.monotonic()
@@ -334,6 +340,7 @@ def _controls(
         made("metadata", [distance_ranker(a, b)], "nearest by " + ", ".join(names)),
         made(SMALL, cosine(SMALL), "centred, cosine"),
         made(HISTOGRAM, cosine(HISTOGRAM), "Bhattacharyya"),
+        *_taught(task, index, queries, checks),
         *(
             [made(RANDOM, twins, f"architecture of {first.name}, statistics of the index images", seeds)]
             if twins
@@ -343,6 +350,25 @@ def _controls(
         made(BORDER, cosine(BORDER), f"{first.name}; only the outer {controls.BORDER} of 224 pixels", own),
         _permuted(task, first, asked, index[first.name], queries[first.name], seeds),
     ]
+
+
+def _taught(task: Task, index: Features, queries: Features, checks: Checks) -> list[Method]:
+    """The controls that the labels of the index teach; none where no labels decide relevance."""
+    if task.rules.graded:
+        return []
+    began = time.monotonic()
+    found, lines = taught.teach(
+        task.index, task.queries, (index[MEAN], queries[MEAN]), (index[HISTOGRAM], queries[HISTOGRAM]), task.rules
+    )
+    checks.notes += lines
+    learnt = (time.monotonic() - began) / max(1, len(found))
+    made = []
+    for control in found:
+        began = time.monotonic()
+        table = task.measure(cosine_ranker(control.index, control.queries))
+        seconds = learnt + time.monotonic() - began
+        made.append(Method(_control(control.name), "control", (table,), (0,), control.note, taught.RECIPE, seconds))
+    return made
 
 
 def _control(what: str) -> str:

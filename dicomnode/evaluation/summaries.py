@@ -32,9 +32,9 @@ Figure = Mapping[str, Any]  # {"mean", "ci": [low, high]}
 
 LEGEND = """\
 P@10 .730: of the first ten slices some seven have the query's label; it is no accuracy of a diagnosis. In brackets 95 %
-intervals over patients (volumes, where the data names no patients), in parentheses the lowest and highest of repeated
-trainings (seeds). *A minus this* above 0: A is better, shown where the interval does not hold 0. *full*: before
-compaction. *control*: cannot see disease. *permuted labels*: chance."""
+intervals over patients (volumes or blocks of files, where the data names no patients), in parentheses the lowest and
+highest of repeated trainings (seeds). *A minus this* above 0: A is better, shown where the interval does not hold 0.
+*full*: before compaction. *control*: cannot see disease. *permuted labels*: chance."""
 _MOST_CLASSES = 4  # side by side in a table; of more, each has a line
 
 

@@ -43,6 +43,7 @@ def test_the_object_of_the_contract(done):
     assert {c["name"] for c in found["controls"]} == {
         "control: metadata", "control: raw 32x32 pixels", "control: histogram of 32 bins", "control: random weights",
         "control: lungs masked out", "control: border only", "control: permuted labels",
+        "control: metadata, taught", "control: histogram, taught",
     }  # fmt: skip
     for control in found["controls"]:
         assert control["difference"]["ci"][0] <= control["difference"]["mean"] <= control["difference"]["ci"][1]

@@ -47,12 +47,20 @@ class TestTheFile:
 
     def test_what_is_no_text(self, tmp_path):
         (tmp_path / "l.csv").write_bytes(b"path,label\n\xff\xfe\x00,\x00\n")
-        refused(tmp_path / "l.csv", "not a readable CSV")
+        refused(tmp_path / "l.csv", "not a readable CSV file: row 2 is not UTF-8")
 
     def test_a_row_without_a_label_is_named_by_its_line(self, tmp_path):
         path = write_csv(tmp_path / "l.csv", ["path", "label"], [["a", "x"], ["b", ""]])
         with pytest.raises(InputError, match=r"l\.csv:3: a row has no path or no label"):
             read_rows(path, Checks())
+
+    def test_a_row_with_more_cells_than_the_header(self, tmp_path):
+        path = write_csv(tmp_path / "l.csv", ["path", "label"], [["a", "x"], ["b", "Pneumonia", " viral"]])
+        refused(path, "row 3 has 3 cells, the header 2")
+
+    def test_a_column_twice(self, tmp_path):
+        path = write_csv(tmp_path / "l.csv", ["path", "label", "label"], [["a", "x", "y"], ["a", "b", "c", "d"]])
+        refused(path, r"column 'label' is there twice \(and 1 more\)")
 
     def test_unknown_columns_are_told_and_not_used(self, tmp_path):
         _, checks = rows(tmp_path, ["a", "x", "shoe"], columns=("path", "label", "size_of_shoe"))

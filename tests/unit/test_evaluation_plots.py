@@ -19,7 +19,7 @@ def summary(n: int, kind: str) -> Summary:
 
 
 def test_every_method_of_a_full_table_has_a_look_of_its_own() -> None:
-    rows = [*(summary(n, "pack") for n in range(18)), *(summary(n, "control") for n in range(7))]
+    rows = [*(summary(n, "pack") for n in range(18)), *(summary(n, "control") for n in range(9))]
     lines = _panel(Figure().subplots(), rows, "all", "precision")
     looks = {
         (line.get_color(), line.get_marker(), str(line.get_markerfacecolor()), str(line._unscaled_dash_pattern))

@@ -190,7 +190,8 @@ def test_packs_are_found_by_name_and_by_folder(built: Path) -> None:
     assert find_pack(str(built), []) == built
     with pytest.raises(PackError, match=r"nobody.*small"):
         find_pack("nobody", [built.parent])
-    assert [m.name for _, m in list_packs([built.parent])] == ["small"]
+    packs, unreadable = list_packs([built.parent])
+    assert ([m.name for _, m in packs], unreadable) == (["small"], [])
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ class TestLabels:
             "row 12: noise.png: is not an image that can be read",
             "row 13: cut.png: is not an image that can be read",
             "row 14: one.png: every pixel has the same value",
-            "row 15: 0.png is already in row 2",
+            "row 15: 0.png: is already in row 2",
             "row 16: path is empty",
             "row 17: label is empty",
             "row 17: split is empty",

@@ -16,8 +16,9 @@ import structlog
 import torch
 from torch import nn
 
-from dicomnode.errors import InputError
+from dicomnode.errors import InputError, PackError
 from dicomnode.models.embedder import Embedder
+from dicomnode.models.manifest import read_manifest, sha256_of
 from dicomnode.models.networks import CENet, Compaction, EmbeddingNet, XceptionConfig
 from dicomnode.models.pack import Pack, write_pack
 from dicomnode.models.preprocess import SIDE
@@ -27,13 +28,14 @@ from dicomnode.models.training.augment import to_unit
 from dicomnode.models.training.card import MODEL_ROW, RAW_ROW, render_card
 from dicomnode.models.training.cenet import build_cenet, dice_by_volume
 from dicomnode.models.training.data import LabelledData, load_covid_ct, load_sars, load_segmentation
-from dicomnode.models.training.run import load_checkpoint
+from dicomnode.models.training.run import checkpoint_in, load_checkpoint
 
 log = structlog.get_logger(__name__)
 
 Bytes = npt.NDArray[np.uint8]
 FIT_BATCH = 16
 WITHOUT_LESION = "without the lesion profile (full embedding)"
+MADE_OF = "checkpoint_sha256"  # in the manifest's "about": a run knows by it the pack that it wrote before
 MASK_DILATION = 9  # pixels by which the lung mask is widened for the masked control
 
 LICENCE = (
@@ -130,6 +132,36 @@ def load_trained(
     return cenet.eval(), network.eval(), identity, len(state["curves"])
 
 
+def check_pack_target(target: Path, run: Path) -> None:
+    """Refuse, before a training, a pack's folder with anything in it but the pack that this very run wrote before.
+
+    Parameters
+    ----------
+    run : folder of the training, as ``--out``.
+
+    Raises
+    ------
+    InputError
+        The folder is taken.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if _wrote(run, target):
+        return
+    raise InputError(
+        "is there already; nothing is overwritten", place=f"--pack {target}", advice="name another folder, or remove it"
+    )
+
+
+def _wrote(run: Path, pack: Path) -> bool:
+    """Whether a pack is of the checkpoint that a run's folder holds."""
+    checkpoint = checkpoint_in(run)
+    try:
+        return checkpoint.is_file() and read_manifest(pack).about.get(MADE_OF) == sha256_of(checkpoint)
+    except (PackError, AttributeError):  # no pack, or one that is damaged
+        return False
+
+
 def build_pack(options: BuildOptions) -> Pack:
     """Fit the compaction, write the pack, measure it, and write it again with the figures on its card.
 
@@ -157,6 +189,7 @@ def build_pack(options: BuildOptions) -> Pack:
         "variance_kept": round(kept, 4),
         "dice_by_volume": dice,
         "curves": state["curves"],
+        MADE_OF: sha256_of(options.checkpoint),
         "repeats": [list(r) for r in options.repeats],
         "choice": options.choice,
     }

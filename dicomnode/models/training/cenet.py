@@ -18,7 +18,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from dicomnode.errors import InputError, UsageError
+from dicomnode.errors import UsageError
 from dicomnode.models.embedder import choose_device
 from dicomnode.models.manifest import sha256_of
 from dicomnode.models.networks import ENCODERS, CENet, CENetConfig, EncoderName, lite_state_from_wheel
@@ -28,7 +28,7 @@ from dicomnode.models.training.data import SegmentationData
 from dicomnode.models.training.losses import segmentation_loss
 from dicomnode.models.training.run import PATIENCE, VALIDATION, Run, device_of, epoch_seed, mixed
 from dicomnode.models.training.sources import segmentation_of
-from dicomnode.models.training.splits import validation_volumes
+from dicomnode.models.training.splits import too_few, validation_volumes
 from dicomnode.models.training.weights import imagenet_state, load_encoder_weights
 
 log = structlog.get_logger(__name__)
@@ -139,10 +139,11 @@ def train_cenet(options: CenetOptions, data: SegmentationData | None = None) -> 
     device = choose_device(options.device)
     data = data or segmentation_of(options.data)
     usable = ~data.held_out & data.known.any(1)
-    validation = validation_volumes(data.volumes[usable], options.validate, options.seed) if options.validate else ()
+    place, share = str(options.data), options.validate
+    validation = validation_volumes(data.volumes[usable], share, options.seed, place) if share else ()
     rows = np.flatnonzero(usable & ~np.isin(data.volumes, validation))
     if len(rows) < options.batch:
-        raise InputError(f"has {len(rows)} slices outside the held-out volumes, fewer than one batch", place="data")
+        raise too_few(len(rows), options.batch, "slices", place, share, int(usable.sum()) - len(rows))
     net = build_cenet(options.encoder, options.width, options.imagenet, options.seed, options.encoder_weights).to(
         device
     )
@@ -153,7 +154,8 @@ def train_cenet(options: CenetOptions, data: SegmentationData | None = None) -> 
         optimiser, options.lr, total_steps=options.epochs * steps, pct_start=options.warm_up
     )
     patience = options.patience if options.validate else 0
-    run = Run(options.out, {"cenet": net}, optimiser, schedule, options.identity(), patience)
+    sources = {"other outlined slices": data.fingerprint}
+    run = Run(options.out, {"cenet": net}, optimiser, schedule, options.identity(), patience, sources=sources)
     measured = data.held or validation
     for epoch in run.epochs(options.epochs, steps):
         rng = epoch_seed(options.seed, epoch)

@@ -107,7 +107,7 @@ def train_head(options: HeadOptions, labelled: LabelledData | None = None) -> di
     device = choose_device(options.device)
     folder = find_pack(options.pack)
     labelled = labelled or labelled_of(options.data)
-    training, held = split_training(labelled, options.validate, options.seed, 2)
+    training, held = split_training(labelled, options.validate, options.seed, 2, str(options.data))
     embedder = Embedder.load(folder, device)
     vectors = torch.from_numpy(_vectors(embedder, training, options)).to(device)
     labels = torch.from_numpy(np.tile(training.labels, options.views + 1)).to(device)
@@ -130,7 +130,8 @@ def train_head(options: HeadOptions, labelled: LabelledData | None = None) -> di
     }
     patience = options.patience if options.validate else 0
     about = {"pack": str(folder.resolve())}
-    run = Run(options.out, {"head": head}, optimiser, schedule, identity, patience, about)
+    sources = {"other labelled images": labelled.fingerprint}
+    run = Run(options.out, {"head": head}, optimiser, schedule, identity, patience, about, sources)
     counts = np.bincount(training.labels, minlength=len(training.classes)).clip(min=1)
     weights = torch.tensor(counts.mean() / counts, dtype=torch.float32, device=device)
     for epoch in run.epochs(options.epochs, steps):

@@ -1,18 +1,19 @@
 """A resumable training run: a checkpoint after every epoch, curves as JSON, CSV and PNG beside it.
 
 Randomness is drawn anew for each epoch from (seed, epoch), so a run that was killed and goes on ends where an
-unbroken one ends (on the processor to the last bit; CUDA sums in an order of its own). Checkpoints are written to a new
-file and renamed: a kill leaves the previous one. With a validation part the epoch with the lowest validation loss is
-kept as ``best.pt`` and a run without progress stops early. On CUDA, and there only, forward passes are in half
-precision with a scaled loss.
+unbroken one ends (on the processor to the last bit; CUDA sums in an order of its own). Every file is written anew and
+renamed: a kill, or a full disk, leaves the previous one. It never goes on from a run of other options or data, nor
+overwrites files that are no run's. With a validation part the epoch with the lowest validation loss is kept as
+``best.pt`` and a run without progress stops early. On CUDA, and there only, forward passes are in half precision with
+a scaled loss.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
-import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from dicomnode.errors import InputError
+from dicomnode.errors import InputError, StorageFull
 from dicomnode.models.training.progress import steps_bar
 
 log = structlog.get_logger(__name__)
@@ -37,6 +38,7 @@ PLOT = "curves.png"
 VALIDATION = "validation"  # the figure that early stopping watches: a loss, so lower is better
 PATIENCE = 5  # epochs without a lower validation loss after which a run stops
 LOGGED = ("loss", VALIDATION, "accuracy")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
 
 
@@ -72,6 +74,9 @@ class Run:
         Epochs without a lower validation loss after which ``epochs`` ends; 0 never.
     about : mapping
         Kept in checkpoints beside the identity, and not compared: where something lies.
+    sources : mapping
+        What is trained on, in words ("other labelled images") -> its fingerprint; a checkpoint made from others is
+        refused. Those that an earlier version wrote name none, and go on.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class Run:
         identity: Mapping[str, Any],
         patience: int = 0,
         about: Mapping[str, Any] | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.modules = dict(modules)
@@ -91,6 +97,7 @@ class Run:
         self.identity = json.loads(json.dumps(dict(identity)))
         self.patience = patience
         self.about = dict(about or {})
+        self.sources = dict(sources or {})
         self.device = device_of(next(iter(self.modules.values())))
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.device == "cuda")
         self.curves: list[dict[str, float]] = []
@@ -132,15 +139,21 @@ class Run:
         return self.folder / BEST
 
     def resume(self) -> int:
-        """Restore the last checkpoint if there is one; the number of epochs already done."""
+        """Restore the last checkpoint if there is one; the number of epochs already done.
+
+        Raises
+        ------
+        InputError
+            The folder holds another run, or files that are no run's.
+        """
         path = self.folder / CHECKPOINT
         if not path.is_file():
+            self._check_no_strangers()
             return 0
         state = load_checkpoint(path)
-        if state.get("identity") != self.identity:
-            raise InputError(
-                "holds a checkpoint of a run with other options", place=str(path), advice="choose another --out"
-            )
+        other = self._other(state)
+        if other:
+            raise InputError(other, place=str(path), advice="choose another --out")
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -150,6 +163,36 @@ class Run:
         self.curves = state["curves"]
         log.info("training_resumed", epochs_done=len(self.curves))
         return len(self.curves)
+
+    def _other(self, state: Mapping[str, Any]) -> str:
+        """In what a checkpoint is of another run than this one, as a sentence; "" where in nothing."""
+        identity, sources = state.get("identity"), state.get("sources", self.sources)
+        if not isinstance(identity, dict) or not isinstance(sources, dict):
+            return "is not the checkpoint of a training"
+        if identity != self.identity:
+            told = "; ".join(_difference(k, identity, self.identity) for k in _differing(identity, self.identity))
+            return f"holds a checkpoint of a run with other options: {told}"
+        named = " and ".join(_differing(sources, self.sources))
+        return f"holds a checkpoint of a run on {named}" if named else ""
+
+    def _check_no_strangers(self) -> None:
+        """Refuse files that would be overwritten and are no run's."""
+        theirs = [n for n in (CHECKPOINT, CURVES, TABLE, PLOT) if (self.folder / n).exists()]
+        if (self.folder / BEST).exists() and not self._is_own(self.folder / BEST):
+            theirs.append(BEST)
+        if theirs:
+            raise InputError(
+                f"holds files that are no run's and would be overwritten: {', '.join(theirs)}",
+                place=str(self.folder),
+                advice="choose another --out",
+            )
+
+    def _is_own(self, best: Path) -> bool:
+        """Whether it is this run's: a kill in the first epoch's end leaves it without a checkpoint."""
+        try:
+            return not self._other(load_checkpoint(best))
+        except InputError:
+            return False
 
     def step(self, loss: Tensor) -> float:
         """One optimiser step; the loss's value."""
@@ -163,42 +206,105 @@ class Run:
         return float(loss.item())
 
     def end_epoch(self, figures: Mapping[str, float]) -> None:
-        """Keep the epoch's figures, write checkpoint (and the best one), curves and plot."""
+        """Keep the epoch's figures, write checkpoint (and the best one), curves and plot.
+
+        Raises
+        ------
+        StorageFull
+            The last whole checkpoint stays.
+        """
         seconds = time.monotonic() - self._began
         self._times.append(seconds)
         self.curves.append({**figures, "seconds": seconds})
         state = {
             "identity": self.identity,
             "about": self.about,
+            "sources": self.sources,
             "modules": {k: m.state_dict() for k, m in self.modules.items()},
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "curves": self.curves,
         }
         if self.best_epoch() == len(self.curves):  # before the checkpoint: a kill between the two repeats the epoch
-            _save({k: state[k] for k in ("identity", "about", "modules", "curves")}, self.folder / BEST)
+            _save({k: state[k] for k in ("identity", "about", "sources", "modules", "curves")}, self.folder / BEST)
         if self.scaler.is_enabled():
             state["scaler"] = self.scaler.state_dict()
         _save(state, self.folder / CHECKPOINT)
-        (self.folder / CURVES).write_text(json.dumps(self.curves, indent=1) + "\n", encoding="utf-8")
-        write_table(self.curves, self.folder / TABLE)
-        plot_curves(self.curves, self.folder / PLOT)
+        with _replacing(self.folder / CURVES) as new:
+            new.write_text(json.dumps(self.curves, indent=1) + "\n", encoding="utf-8")
+        with _replacing(self.folder / TABLE) as new:
+            write_table(self.curves, new)
+        with _replacing(self.folder / PLOT) as new:
+            plot_curves(self.curves, new)
         eta = max(self._total - len(self.curves), 0) * sum(self._times) / len(self._times)
         told = {k: round(float(v), 4) for k, v in figures.items() if k in LOGGED}
         log.info("epoch_done", epoch=len(self.curves), seconds=round(seconds, 1), eta_s=round(eta), **told)
 
 
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names that only one of the two has, or whose values differ."""
+    return sorted(k for k in {*before, *now} if k not in before or k not in now or before[k] != now[k])
+
+
+def _difference(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """One option that differs, with its values where they are short."""
+    was, value = before.get(name), now.get(name)
+    if isinstance(was, dict | list) or isinstance(value, dict | list):
+        return name
+    return f"{name} {was}, not {value}"
+
+
 def _save(state: Mapping[str, Any], path: Path) -> None:
+    # A file opened here: torch tells why its own could not be written in words of C++ alone.
+    with _replacing(path) as new, new.open("wb") as f:
+        torch.save(dict(state), f)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A new file that takes the place of ``path`` once it is whole; where that fails ``path`` stays and it goes.
+
+    Raises
+    ------
+    StorageFull
+        There is no room for it.
+    """
     new = path.with_name(f"{path.name}.new")
-    torch.save(dict(state), new)
-    new.replace(path)
+    try:
+        yield new
+        new.replace(path)
+    except Exception as e:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        if _is_full(e):
+            raise StorageFull(
+                "the disk is full; the last whole epoch is kept",
+                place=str(path.parent),
+                advice="free some space and give the same command again",
+            ) from e
+        raise
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one on the way to it, is that of a full disk."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__context__
+    return False
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint written by ``Run``; only tensors and plain values are unpickled."""
+    """A checkpoint written by ``Run``; only tensors and plain values are unpickled.
+
+    Raises
+    ------
+    InputError
+        It is none.
+    """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
+    except Exception as e:  # junk is taken for a pickle, and fails as whatever its bytes happen to mean
         raise InputError("is not a readable checkpoint", place=str(path)) from e
     if not isinstance(state, dict):
         raise InputError("is not a readable checkpoint: it holds no names", place=str(path))
@@ -242,7 +348,7 @@ def plot_curves(curves: list[dict[str, float]], path: Path, size: tuple[int, int
         for x, y in points:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
         draw.text((right + 10, top + 16 * i), f"{name} {values[0][1]:.3f} to {values[-1][1]:.3f}", fill=colour)
-    image.save(path)
+    image.save(path, "PNG")
 
 
 def _names(curves: Iterable[dict[str, float]]) -> list[str]:

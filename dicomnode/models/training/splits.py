@@ -45,10 +45,23 @@ def joined(groups: npt.NDArray[np.str_], pairs: Ints) -> npt.NDArray[np.str_]:
     return np.array([root(str(g)) for g in groups])
 
 
+def too_few(found: int, needed: int, what: str, place: str, share: float, taken: int) -> InputError:
+    """The error of a source that leaves less than a batch to train on.
+
+    Parameters
+    ----------
+    what : of the source, "images". ``taken`` : how many of them the validation ``share`` took.
+    """
+    took = f", after --validate {share:g} took {taken}" if taken else ""
+    enough = found + taken >= needed
+    advice = "add more, or train with --validate 0" if enough else f"add {what}"
+    return InputError(f"leaves {found} {what} to train on{took}: {needed} are needed", place=place, advice=advice)
+
+
 def validation_rows(
-    labels: Ints, groups: npt.NDArray[np.str_], share: float, seed: int, classes: tuple[str, ...]
+    labels: Ints, groups: npt.NDArray[np.str_], share: float, seed: int, classes: tuple[str, ...], place: str = ""
 ) -> Bools:
-    """A seeded part of whole groups that holds about ``share`` of each class, bool [n].
+    """A seeded part of whole groups that holds about ``share`` of each class, bool [n]; ``place`` is for the error.
 
     Raises
     ------
@@ -64,6 +77,7 @@ def validation_rows(
         if len(mine) < 2:
             raise InputError(
                 f"class {classes[c]!r} has images of fewer than two patients: no part of it can validate",
+                place=place,
                 advice="add patients, or train with --validate 0",
             )
         wanted, taken = share * float((labels == c).sum()), 0
@@ -76,8 +90,12 @@ def validation_rows(
     return chosen
 
 
-def validation_volumes(volumes: Ints, share: float, seed: int) -> tuple[int, ...]:
+def validation_volumes(volumes: Ints, share: float, seed: int, place: str = "") -> tuple[int, ...]:
     """A seeded choice of whole volumes with about ``share`` of the slices, at least one, never all.
+
+    Parameters
+    ----------
+    place : where they are from, for the error.
 
     Raises
     ------
@@ -89,6 +107,7 @@ def validation_volumes(volumes: Ints, share: float, seed: int) -> tuple[int, ...
     if len(names) < 2:
         raise InputError(
             "has slices of one volume only: no part of it can validate",
+            place=place,
             advice="add volumes, or train with --validate 0",
         )
     out: list[int] = []

@@ -8,8 +8,7 @@ are). Lines name rows, files and labels; never a patient.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,17 +19,21 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from dicomnode.errors import InputError
+from dicomnode.models.frames import number_of_frames
 from dicomnode.models.pictures import upright_grey
 from dicomnode.models.preprocess import (
-    MAX_PIXELS,
     SIDE,
     UnusableImage,
     is_dicom,
     picture_pixels,
     prepare_dicom,
     prepare_dicom_mask,
+    read_header,
 )
-from dicomnode.models.training.data import LabelledData, SegmentationData
+from dicomnode.models.training.csvrows import DataProblems, Row, read_csv
+from dicomnode.models.training.data import LabelledData, SegmentationData, digest_of
+from dicomnode.models.training.progress import tell
+from dicomnode.models.training.reading import opened, present, shown
 from dicomnode.models.training.splits import joined, near_twins
 
 TRAIN = "train"
@@ -42,18 +45,7 @@ OPTIONAL = ("patient", "split", "source_format", "source_mode", "width", "height
 SHOWN = 20  # problems told one by one
 
 Bytes = npt.NDArray[np.uint8]
-Row = Mapping[str, str]
 T = TypeVar("T")
-
-
-class DataProblems(InputError):
-    """A table that cannot be trained on; ``problems`` are all its lines."""
-
-    def __init__(self, path: Path, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
-        one = len(problems) == 1
-        line = problems[0] if one else f"has {len(problems)} problems, the first: {problems[0]}"
-        super().__init__(f"{line}; nothing was written", place=str(path))
 
 
 @dataclass
@@ -73,20 +65,13 @@ class _Problems:
 
 def _table(path: Path, required: Sequence[str], optional: Sequence[str]) -> list[tuple[int, Row]]:
     """Rows with their line numbers (the header is row 1); columns checked."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
-            names = list(reader.fieldnames or [])
-            rows: list[tuple[int, Row]] = [
-                (reader.line_num, {k: (v or "").strip() for k, v in r.items() if k is not None}) for r in reader
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise InputError(f"is not a readable CSV file ({type(e).__name__})", place=str(path)) from e
-    missing = [f"column {c!r} is missing" for c in required if c not in names]
+    table = read_csv(path)
+    missing = [f"column {c!r} is missing" for c in required if c not in table.names]
     known = (*required, *optional)
-    unknown = [f"column {c!r} is unknown (known: {', '.join(known)})" for c in names if c not in known]
-    if missing or unknown:
-        raise DataProblems(path, [*missing, *unknown])
+    unknown = [f"column {c!r} is unknown (known: {', '.join(known)})" for c in table.names if c not in known]
+    if missing or unknown or table.problems:
+        raise DataProblems(path, [*missing, *unknown, *table.problems])
+    rows = list(table.rows)
     if not rows:
         raise DataProblems(path, ["has no rows"])
     return rows
@@ -100,50 +85,15 @@ def read_upright(path: Path) -> Bytes:
     InputError
         Missing, 0 bytes, or ``UnusableImage``: unreadable, larger than 100 million pixels, or all of one grey.
     """
-    _present(path)
+    present(path)
     if is_dicom(path):
         return np.rint(prepare_dicom(path).pixels * 255).astype(np.uint8)
-    with _opened(path) as image:
+    with opened(path) as image:
         grey = upright_grey(image)
     pixels = np.rint(picture_pixels(grey) * 255).astype(np.uint8)
     if pixels.min() == pixels.max():
         raise UnusableImage("constant", "every pixel has the same value")
     return pixels
-
-
-def _present(path: Path) -> None:
-    if not path.is_file():
-        raise InputError("is missing")
-    if path.stat().st_size == 0:
-        raise InputError("is empty (0 bytes)")
-
-
-class _opened:  # noqa: N801 - used as a word of the language
-    """An open picture whose pixels are read within the block; every way to fail is one ``UnusableImage``."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Image.Image:
-        try:
-            self.image = Image.open(self.path)
-        except Image.DecompressionBombError as e:
-            raise _too_large() from e
-        except (OSError, ValueError, SyntaxError) as e:
-            raise UnusableImage("undecodable", "is not an image that can be read") from e
-        if self.image.width * self.image.height > MAX_PIXELS:
-            self.image.close()
-            raise _too_large()
-        return self.image
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self.image.close()
-        if isinstance(error, (OSError, ValueError, SyntaxError, EOFError)):
-            raise UnusableImage("undecodable", "is not an image that can be read") from error
-
-
-def _too_large() -> UnusableImage:
-    return UnusableImage("too-large", "has more than 100 million pixels")
 
 
 def read_mask(path: Path, image: Path) -> npt.NDArray[np.bool_]:
@@ -158,9 +108,9 @@ def read_mask(path: Path, image: Path) -> npt.NDArray[np.bool_]:
     InputError
         Missing, unreadable, or of another size than its image.
     """
-    _present(path)
-    with _opened(path) as opened:
-        upright = ImageOps.exif_transpose(opened)
+    present(path)
+    with opened(path) as picture:
+        upright = ImageOps.exif_transpose(picture)
         values = np.asarray(upright if upright.mode.startswith(("I", "F")) else upright.convert("L"), dtype=np.float32)
     highest = float(values.max())
     drawn = values > (127.0 if 1 < highest <= 255 else highest / 2)
@@ -175,7 +125,7 @@ def read_mask(path: Path, image: Path) -> npt.NDArray[np.bool_]:
 
 def _picture_size(path: Path) -> tuple[int, int]:
     """Upright width and height of a picture."""
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF Orientation: a quarter turn
         return (height, width) if turned else (width, height)
@@ -184,27 +134,39 @@ def _picture_size(path: Path) -> tuple[int, int]:
 def _images(base: Path, rows: Sequence[tuple[int, Row]], problems: _Problems) -> list[Bytes]:
     """The images of all rows; what is wrong with one goes to ``problems``, and its place is taken by black."""
     seen: dict[Path, int] = {}
-    out = []
+    out, with_more = [], 0
+
+    def read(number: int, name: str) -> Bytes:
+        path = base / name
+        present(path)
+        first = seen.setdefault(path.resolve(), number)
+        if first != number:
+            raise InputError(f"is already in row {first}")
+        return read_upright(path)
+
     for number, row in rows:
         image = np.zeros((SIDE, SIDE), dtype=np.uint8)
-        if not row["path"]:
-            problems.add(number, "path is empty")
+        if row["path"]:
+            image = _attempt(number, row["path"], partial(read, number, row["path"]), problems, image)
+            with_more += bool(image.any()) and _has_frames(base / row["path"])
         else:
-            path = base / row["path"]
-            first = seen.setdefault(path.resolve(), number)
-            if first != number:
-                problems.add(number, f"{row['path']} is already in row {first}")
-            else:
-                image = _attempt(number, row["path"], partial(read_upright, path), problems, image)
+            problems.add(number, "path is empty")
         out.append(image)
+    if with_more:
+        tell(f"{problems.path}: {with_more} of the images have several frames: the first of each is taken")
     return out
+
+
+def _has_frames(path: Path) -> bool:
+    """Whether a file that could be read is a DICOM object with more frames than one."""
+    return is_dicom(path) and number_of_frames(read_header(path)) > 1
 
 
 def _attempt(number: int, name: str, read: Callable[[], T], problems: _Problems, otherwise: T) -> T:
     try:
         return read()
     except InputError as e:
-        problems.add(number, f"{name}: {e.line}")
+        problems.add(number, f"{shown(name)}: {e.line}")
         return otherwise
 
 
@@ -346,6 +308,11 @@ class ScanData:
 
     labelled: LabelledData
     scans: npt.NDArray[np.int64]
+
+    @property
+    def fingerprint(self) -> str:
+        """As ``LabelledData``'s, of all slices: which are taken of a scan may depend on the device."""
+        return digest_of([self.scans], [self.labelled.fingerprint])
 
 
 def load_scans(path: Path) -> ScanData:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dicomnode.errors import InputError, UsageError
+from dicomnode.errors import UsageError
 from dicomnode.models.embedder import choose_device
 from dicomnode.models.networks import UNet, UNetConfig
 from dicomnode.models.tensors import standardise
@@ -32,7 +32,7 @@ from dicomnode.models.training.data import LabelledData, SegmentationData
 from dicomnode.models.training.losses import manifold_embedding, segmentation_loss
 from dicomnode.models.training.run import PATIENCE, VALIDATION, Run, device_of, epoch_seed, mixed
 from dicomnode.models.training.sources import is_table, labelled_of, segmentation_of
-from dicomnode.models.training.splits import validation_volumes
+from dicomnode.models.training.splits import too_few, validation_volumes
 from dicomnode.models.training.xception import split_training
 
 Method = Literal["unet-me", "unet-ml"]
@@ -88,7 +88,7 @@ class UnetOptions:
 
 @dataclass
 class _Parts:
-    """Rows of the outlined slices that train and validate, and the labelled images that do."""
+    """Rows of the outlined slices that train and validate, the labelled images that do, and both's fingerprints."""
 
     slices: SegmentationData
     train: npt.NDArray[np.int64]
@@ -96,6 +96,7 @@ class _Parts:
     validation: npt.NDArray[np.int64]
     labelled: LabelledData | None
     held: LabelledData | None
+    sources: dict[str, str]
 
 
 def train_unet(
@@ -132,7 +133,8 @@ def train_unet(
     identity = {**options.identity(), "unet": net.config.as_json()}
     if parts.labelled is not None:
         identity["classes"] = list(parts.labelled.classes)
-    run = Run(options.out, {"unet": net}, optimiser, schedule, identity, options.patience if options.validate else 0)
+    patience = options.patience if options.validate else 0
+    run = Run(options.out, {"unet": net}, optimiser, schedule, identity, patience, sources=parts.sources)
     for epoch in run.epochs(2 * options.epochs, max(first, second)):
         rng = epoch_seed(options.seed, epoch)
         if epoch < options.epochs:
@@ -160,23 +162,22 @@ def _size_of_second(parts: _Parts) -> int:
 def _parts(options: UnetOptions, slices: SegmentationData | None, labelled: LabelledData | None) -> _Parts:
     if slices is None:
         slices = segmentation_of(_where_masks_are(options))
-    held = None
+    held, sources = None, {"other outlined slices": slices.fingerprint}
     if options.method == "unet-ml":
-        labelled, held = split_training(
-            labelled or labelled_of(options.data), options.validate, options.seed, options.batch
-        )
+        labelled = labelled or labelled_of(options.data)
+        sources["other labelled images"] = labelled.fingerprint
+        labelled, held = split_training(labelled, options.validate, options.seed, options.batch, str(options.data))
     else:
         labelled = None
     usable, drawn = ~slices.held_out, slices.known.all(1)
-    volumes: tuple[int, ...] = ()
-    if options.validate:
-        volumes = validation_volumes(slices.volumes[usable & drawn], options.validate, options.seed)
+    place, share = str(options.masks or options.data), options.validate
+    volumes = validation_volumes(slices.volumes[usable & drawn], share, options.seed, place) if share else ()
     apart = np.isin(slices.volumes, volumes)
-    train = np.flatnonzero(usable & drawn & ~apart)
+    train, validation = np.flatnonzero(usable & drawn & ~apart), np.flatnonzero(usable & drawn & apart)
     if len(train) < options.batch:
-        raise InputError(f"has {len(train)} outlined slices to train on, fewer than one batch", place="data")
+        raise too_few(len(train), options.batch, "outlined slices", place, share, len(validation))
     unlabelled = np.flatnonzero(usable & ~drawn & ~apart)
-    return _Parts(slices, train, unlabelled, np.flatnonzero(usable & drawn & apart), labelled, held)
+    return _Parts(slices, train, unlabelled, validation, labelled, held, sources)
 
 
 def _where_masks_are(options: UnetOptions) -> Path:

@@ -38,11 +38,11 @@ from dicomnode.models.training.cenet import (
     segmentation_step,
     validation_identity,
 )
-from dicomnode.models.training.data import CLASSES, LabelledData, SegmentationData
+from dicomnode.models.training.data import CLASSES, LabelledData, SegmentationData, digest_of
 from dicomnode.models.training.losses import supervised_contrastive
 from dicomnode.models.training.run import PATIENCE, VALIDATION, Run, device_of, epoch_seed, load_checkpoint, mixed
 from dicomnode.models.training.sources import is_table, labelled_of, sample_scans, segmentation_of, tell_counts
-from dicomnode.models.training.splits import validation_rows
+from dicomnode.models.training.splits import too_few, validation_rows
 from dicomnode.models.training.tables import load_scans
 
 log = structlog.get_logger(__name__)
@@ -172,13 +172,21 @@ class _Batches:
         self.masked_rows = np.flatnonzero(usable) if usable is not None else np.zeros(0, dtype=np.int64)
 
 
-def labelled_for(options: XceptionOptions, net: CENet | None) -> LabelledData:
-    """The labelled slices of a run: a folder's or table's, or sampled from scans by the CE-Net it starts from."""
+def labelled_for(options: XceptionOptions, net: CENet | None) -> tuple[LabelledData, str]:
+    """The labelled slices of a run: a folder's or table's, or sampled from scans by the CE-Net it starts from.
+
+    Returns
+    -------
+    tuple
+        The slices, and the fingerprint of what they are from.
+    """
     if options.scans is None:
-        return labelled_of(options.data)
+        labelled = labelled_of(options.data)
+        return labelled, labelled.fingerprint
     if net is None:
         raise InputError("needs a trained CE-Net that finds the infection", place="--scans", advice="give --cenet RUN")
-    return sample_scans(load_scans(options.scans), partial(infected_area, net), options.per_scan)
+    scans = load_scans(options.scans)
+    return sample_scans(scans, partial(infected_area, net), options.per_scan), scans.fingerprint
 
 
 def masks_for(options: XceptionOptions) -> SegmentationData | None:
@@ -211,16 +219,20 @@ def train_xception(
     net = None
     if options.scans is not None and options.cenet is not None:  # else the data is looked at first
         net = load_cenet(options.cenet).to(device)
-    labelled = labelled or labelled_for(options, net)
+    labelled, origin = (labelled, labelled.fingerprint) if labelled else labelled_for(options, net)
     segmentation = segmentation or masks_for(options)
-    training, held = split_training(labelled, options.validate, options.seed, options.batch)
+    place = str(options.scans or options.data)
+    training, held = split_training(labelled, options.validate, options.seed, options.batch, place)
     if net is None:
         net = (
             build_cenet("lite0", 1.0, imagenet=True, seed=options.seed)
             if options.cenet is None
             else load_cenet(options.cenet)
         ).to(device)
-    run, weights, steps = _prepare(options, net, training)
+    sources = {"other labelled images": origin}
+    if segmentation is not None:
+        sources["other outlined slices"] = segmentation.fingerprint
+    run, weights, steps = _prepare(options, net, training, sources)
     for epoch in run.epochs(options.epochs, steps):
         batches = _Batches(training, segmentation, epoch_seed(options.seed, epoch))
         figures = _epoch(run, batches, options, steps, weights)
@@ -234,8 +246,14 @@ def train_xception(
     return {"checkpoint": checkpoint, "dice": dice, "mean": mean, "curves": run.curves, **best}
 
 
-def split_training(labelled: LabelledData, share: float, seed: int, batch: int) -> tuple[LabelledData, LabelledData]:
+def split_training(
+    labelled: LabelledData, share: float, seed: int, batch: int, place: str
+) -> tuple[LabelledData, LabelledData]:
     """What is trained on, and what validates: both of the training split. Tells the counts of each class.
+
+    Parameters
+    ----------
+    place : where the images are from, for the errors.
 
     Raises
     ------
@@ -245,17 +263,25 @@ def split_training(labelled: LabelledData, share: float, seed: int, batch: int) 
     validation = np.zeros(len(labelled.labels), dtype=np.bool_)
     part = labelled.part(labelled.train)
     if share and len(part.labels):
-        mine = validation_rows(part.labels, part.groups, share, seed, labelled.classes)
+        mine = validation_rows(part.labels, part.groups, share, seed, labelled.classes, place)
         validation[np.flatnonzero(labelled.train)] = mine
     training = labelled.part(labelled.train & ~validation)
-    if len(training.labels) < batch or len(np.unique(training.labels)) < 2:
-        raise InputError("needs both classes and at least one batch of training images", place="data")
+    if len(training.labels) < batch:
+        raise too_few(len(training.labels), batch, "images", place, share, int(validation.sum()))
+    found = np.unique(training.labels)
+    if len(found) < 2:
+        line = f"leaves {len(training.labels)} images to train on, of one class only, {labelled.classes[found[0]]!r}"
+        raise InputError(f"{line}: two classes are needed", place=place)
     tell_counts(labelled, validation)
     return training, labelled.part(validation)
 
 
-def _prepare(options: XceptionOptions, net: CENet, training: LabelledData) -> tuple[Run, torch.Tensor, int]:
+def _prepare(
+    options: XceptionOptions, net: CENet, training: LabelledData, sources: dict[str, str]
+) -> tuple[Run, torch.Tensor, int]:
     """The run with its networks and optimiser, the weights of the classes, and the steps of an epoch."""
+    if options.cenet is not None:  # by its weights: a copy, or the same training done again, is no other one
+        sources = {**sources, "another CE-Net": digest_of(v.cpu().numpy() for v in net.state_dict().values())}
     device = device_of(net)
     torch.manual_seed(options.seed)
     xception = Xception(options.architecture(net.encoder.out_channels)).to(device)
@@ -284,7 +310,8 @@ def _prepare(options: XceptionOptions, net: CENet, training: LabelledData) -> tu
         identity["classes"] = list(training.classes)
     modules = {"cenet": net, "xception": xception, "heads": heads}
     about = {} if options.cenet is None else {"cenet_run": load_checkpoint(options.cenet)["identity"]}
-    run = Run(options.out, modules, optimiser, schedule, identity, options.patience if options.validate else 0, about)
+    patience = options.patience if options.validate else 0
+    run = Run(options.out, modules, optimiser, schedule, identity, patience, about, sources)
     counts = np.bincount(training.labels, minlength=len(training.classes))
     return run, torch.tensor(counts.mean() / counts.clip(min=1), dtype=torch.float32, device=device), steps
 

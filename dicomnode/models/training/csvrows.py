@@ -1,0 +1,88 @@
+"""A CSV table as rows with their numbers, and what is wrong with its form: for training's and evaluation's tables.
+
+UTF-8, with or without the byte order mark that spreadsheets write. It judges the form alone: which columns are needed
+and what stands in them is for those who read it. It never guesses where a row with too many cells was meant to be cut.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dicomnode.errors import InputError, UsageError
+
+Row = Mapping[str, str]
+
+
+class DataProblems(InputError):
+    """A table that cannot be trained on; ``problems`` are all its lines."""
+
+    def __init__(self, path: Path, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        one = len(problems) == 1
+        line = problems[0] if one else f"has {len(problems)} problems, the first: {problems[0]}"
+        super().__init__(f"{line}; nothing was written", place=str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class CsvRows:
+    """What a table holds.
+
+    Attributes
+    ----------
+    names : columns of the header.
+    rows : (number, cells by column, stripped); the header is row 1, and a cell that a row lacks is empty.
+    problems : columns that are there twice, and rows with more cells than the header.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[int, Row], ...]
+    problems: tuple[str, ...]
+
+
+def read_csv(path: Path) -> CsvRows:
+    """A table.
+
+    Raises
+    ------
+    UsageError
+        There is no such file.
+    InputError
+        It cannot be read, or is no CSV in UTF-8.
+    """
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""))
+    try:
+        names = tuple(reader.fieldnames or ())
+        found = [(reader.line_num, row) for row in reader]
+    except csv.Error as e:
+        raise InputError(f"is not a readable CSV file: row {reader.line_num}: {e}", place=str(path)) from e
+    problems = [f"column {name!r} is there twice" for name, times in Counter(names).items() if times > 1]
+    problems += [
+        f"row {number} has {len(names) + len(row[None])} cells, the header {len(names)}: quote a cell with a comma"
+        for number, row in found
+        if None in row
+    ]
+    rows = tuple((n, {k: (v or "").strip() for k, v in row.items() if k is not None}) for n, row in found)
+    return CsvRows(names, rows, tuple(problems))
+
+
+def _text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as e:
+        raise UsageError("no such file", place=str(path)) from e
+    except IsADirectoryError as e:
+        raise UsageError("is a folder, not a table", place=str(path)) from e
+    except OSError as e:
+        raise InputError(f"cannot be read ({e.strerror})", place=str(path)) from e
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        row = content.count(b"\n", 0, e.start) + 1
+        raise InputError(
+            f"is not a readable CSV file: row {row} is not UTF-8", place=str(path), advice="save it as CSV UTF-8"
+        ) from e
