@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from dicomnode.node import Node
     from dicomnode.workflow.ingest import Added
 
+SHOWN = 50  # lines about images that were left out
+
 app = typer.Typer(help="Fill, look at and mend the repository.", no_args_is_help=True)
 
 
@@ -66,10 +68,11 @@ def add(
     _print_added(total, json)
     if not (total.studies or total.already or total.quarantined):
         places = ", ".join(map(str, paths))
-        raise InputError(
-            "nothing was found to add", place=places, advice="give a folder of DICOM images or a LABELS.csv"
-        )
-    if total.quarantined:
+        advice = "give a folder of DICOM images or a LABELS.csv"
+        if total.left_out:
+            raise InputError("none of its images could be added", place=places)
+        raise InputError("nothing was found to add", place=places, advice=advice)
+    if total.quarantined or total.left_out:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -81,8 +84,10 @@ def _print_added(total: Added, json: bool) -> None:
         return
     for reason, n in total.skipped.items():
         err.print(f"skipped: {n} files: {reason}")
-    for note in total.notes:
+    for note in [*total.notes, *total.left_out[:SHOWN]]:
         err.print(note)
+    if len(total.left_out) > SHOWN:
+        err.print(f"... and {len(total.left_out) - SHOWN} more images; --json names all")
     if not (total.studies or total.already):
         return  # the one line that says so comes last
     again = f"; {total.duplicates} files are copies of others" if total.duplicates else ""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomnode.cli.options import Config, Json, open_node, out, print_json, print_table, progress_bar
+from dicomnode.cli.options import Config, Json, err, open_node, out, print_json, print_table, progress_bar
 from dicomnode.domain import REGION_WORDS, Shows
-from dicomnode.errors import NotFound, UsageError
+from dicomnode.errors import EXIT_FAILED, NotFound, UsageError
 from dicomnode.telemetry.audit import AuditEvent
 
 if TYPE_CHECKING:
@@ -50,13 +50,16 @@ NOTHING = {"studies": 0, "vectors": 0, "lacking": None, "state": "none"}
 def list_(config: Config = None, json: Json = False) -> None:
     """List the packs that are there, which is active, and which have vectors of this repository.
 
+    One that cannot be read is named after the others, and the command ends with 1.
+
     Example: dicomnode models list
     """
     from dicomnode.models.manifest import list_packs, read_manifest
 
     node = open_node(config)
     active = node.pack_dir.resolve()
-    packs = {folder.resolve(): manifest for folder, manifest in list_packs(node.pack_folders)}
+    listed, unreadable = list_packs(node.pack_folders)
+    packs = {folder.resolve(): manifest for folder, manifest in listed}
     packs.setdefault(active, read_manifest(active))
     states = _states(node)
     rows = [
@@ -73,10 +76,14 @@ def list_(config: Config = None, json: Json = False) -> None:
         for folder, manifest in packs.items()
     ]
     if json:
-        print_json({"packs": rows})
-        return
-    columns = ["name", "kind", "active", "state", "studies", "dim", "status", "model_id", "path"]
-    print_table("packs", columns, [[str(r[c]) for c in columns] for r in rows])
+        print_json({"packs": rows, "unreadable": [str(exc) for exc in unreadable]})
+    else:
+        columns = ["name", "kind", "active", "state", "studies", "dim", "status", "model_id", "path"]
+        print_table("packs", columns, [[str(r[c]) for c in columns] for r in rows])
+    for exc in unreadable:
+        err.print(f"error: {exc}")
+    if unreadable:
+        raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()
@@ -236,7 +243,10 @@ def activate(
     with node.lock(LOCK), progress_bar("studies", quiet=json) as update:
         os.nice(NICER)
         kept = node.data_dir / "packs"  # also of a shipped pack: an upgrade may replace that one
-        folder = found if found.resolve().parent == kept.resolve() else keep_pack(found, kept)
+        folder = found
+        if found.resolve().parent != kept.resolve():
+            node.load_pack(found)  # of a damaged one nothing is kept
+            folder = keep_pack(found, kept)
         model = node.models.open(folder.resolve())
         model.embedder()  # damaged, it must not be put in force
         node.record(AuditEvent.MODEL_ACTIVATED)

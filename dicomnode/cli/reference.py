@@ -34,7 +34,7 @@ Commands work beside a running node on the same `data_dir`: they write rows and 
 | `--help`, `-h` | what the command does, with an example |
 | `--json` | where a command reports: one JSON object on standard output, nothing else there |
 | exit 0 | done |
-| exit 1 | failed, or something was quarantined; of `index add`: nothing was there to add |
+| exit 1 | failed, or something was quarantined; of `index add`: nothing to add, or an image of a LABELS.csv left out |
 | exit 2 | wrong usage: an unknown option or setting, an input that is not there, contradictory values |
 | exit 130 | stopped by Ctrl-C; of `deid` by SIGTERM too |
 
@@ -54,7 +54,10 @@ _FILES = """## Files that commands read
 | `label` | yes | what it shows, in a word or two; kept as a finding of the system `99LABEL` |
 | `patient` | no | whose it is: rows of one patient become one case, a row without becomes a case of its own |
 
-Other columns do no harm. What a label states:
+Columns that other commands read (`split`, `source_format`, `source_mode`, `width`, `height`) may be there; any other is
+named and not used. Refused, with the row and before anything is added: a column that is missing or there twice, a row
+with more cells than columns, a row without a path, an image with two labels or patients. An image that is there twice
+with the same is added once. What a label states:
 
 | label | status of the case |
 |---|---|
@@ -62,9 +65,15 @@ Other columns do no harm. What a label states:
 | empty, {unknown} | *unknown*: nothing is stated; never counted as negative |
 | anything else | *present*: the label is the finding |
 
-Only the pixels and the label are kept: no file name, no EXIF, no patient. Images that cannot be read are counted and
-left out; add the file again once they are mended. So are images that show no CT or MR slice
-([query.md](query.md#what-is-refused)). A second run adds nothing. DICOM images pass the same gate as received ones.
+Only the pixels and the label are kept: no file name, no EXIF, no patient. Images that cannot be read are left out, and
+so are images that show no CT or MR slice ([query.md](query.md#what-is-refused)): the command names each with its row,
+adds the others and ends with 1. Add the file again once they are mended. DICOM images pass the same gate as received
+ones.
+
+A second run adds nothing, however the path of the file is written. A patient is known by the file's folder and the word
+in `patient`, an image without one by the file's folder and its own place: move neither. Cases that an earlier version
+added without a patient are known again where the file was then named as it is now, by its full path, or from its folder
+or one above; else the images are added once more, and `index remove --study UID` takes the old ones out.
 
     path,label,patient
     images/0001.png,Pneumonia,p17

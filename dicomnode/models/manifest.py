@@ -230,10 +230,17 @@ def find_by_model(model_id: ModelId, named: Iterable[Path], folders: Iterable[Pa
     return None
 
 
-def list_packs(folders: Iterable[Path] = PACK_FOLDERS) -> list[tuple[Path, Manifest]]:
-    """Every readable pack in ``folders``, by folder name; a damaged one raises, it is not passed over."""
+def list_packs(folders: Iterable[Path] = PACK_FOLDERS) -> tuple[list[tuple[Path, Manifest]], list[PackError]]:
+    """Every pack in ``folders``, by folder name, and what is wrong with each that cannot be read."""
     found: dict[str, Path] = {}
     for folder in folders:
         for manifest in sorted(folder.glob(f"[!.]*/{MANIFEST}")):  # a name with a dot is still being written
             found.setdefault(manifest.parent.name, manifest.parent)
-    return [(path, read_manifest(path)) for _, path in sorted(found.items())]
+    packs: list[tuple[Path, Manifest]] = []
+    unreadable: list[PackError] = []
+    for _, path in sorted(found.items()):
+        try:
+            packs.append((path, read_manifest(path)))
+        except PackError as exc:
+            unreadable.append(exc)
+    return packs, unreadable

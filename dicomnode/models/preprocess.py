@@ -206,10 +206,16 @@ def prepare_picture(path: Path) -> Prepared:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UnusableImage("too-large", "the picture has more than 100 million pixels")
+                raise _too_large()
             return whole_picture(_finite(picture_pixels(image)), image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+    except Image.DecompressionBombError as e:  # Pillow's own limit, beyond ours
+        raise _too_large() from e
+    except (OSError, ValueError, SyntaxError) as e:
         raise UnusableImage("undecodable", "the file is not a picture that can be read") from e
+
+
+def _too_large() -> UnusableImage:
+    return UnusableImage("too-large", "the picture has more than 100 million pixels")
 
 
 def whole_picture(pixels: Floats, image: Image.Image) -> Prepared:
@@ -233,7 +239,7 @@ def is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as f:
             return f.read(132)[128:] == b"DICM"
-    except OSError:
+    except (OSError, ValueError):  # a path with a NUL byte is a ValueError
         return False
 
 

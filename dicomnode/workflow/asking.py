@@ -31,7 +31,7 @@ from dicomnode.domain import (
     VerdictKind,
     refusal,
 )
-from dicomnode.errors import DicomnodeError, QuarantineError, StorageFull, UploadRefused
+from dicomnode.errors import DeidError, DicomnodeError, InputError, QuarantineError, StorageFull, UploadRefused
 from dicomnode.index.cases import QueryStudy
 from dicomnode.models.gate import decide
 from dicomnode.models.pictures import clean_picture, is_picture
@@ -258,9 +258,9 @@ def ask(ctx: Context, path: Path, k: int, text: str = "", tell: Tell = _quiet) -
     Raises
     ------
     InputError
-        If a plain image cannot be read, or a folder holds more than one study or patient.
+        If a plain image cannot be read, or a folder holds more than one study or patient. Names the file or folder.
     QuarantineError
-        If nothing of it may pass de-identification.
+        If nothing of it may pass de-identification. Names the file or folder.
     """
     try:
         inputs = sort_out(list(find_files([path])), ctx.policy.default_issuer)
@@ -277,6 +277,10 @@ def ask(ctx: Context, path: Path, k: int, text: str = "", tell: Tell = _quiet) -
         answer = search(ctx, question, k, text)
         tell(Stage.SEARCHED, 1.0)
         return answer
+    except (InputError, QuarantineError, DeidError) as exc:  # the browser's files have no names; these were typed
+        at = inputs.files[0] if inputs.is_picture else path
+        exc.place = f"{at}: {exc.place}" if exc.place else str(at)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

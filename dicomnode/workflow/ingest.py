@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import structlog
@@ -54,6 +55,7 @@ class Added:
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> files
     quarantined: int = 0
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # of a LABELS.csv: a line for each image that is no case
 
     def __iadd__(self, other: Added) -> Added:
         for name in ("studies", "instances", "vectors", "already", "findings", "duplicates", "quarantined"):
@@ -64,6 +66,7 @@ class Added:
         for reason, n in other.skipped.items():
             self.skip(reason, n)
         self.notes += other.notes
+        self.left_out += other.left_out
         return self
 
     def skip(self, reason: str, n: int = 1) -> None:
@@ -128,7 +131,7 @@ def read_findings(path: Path) -> dict[str, list[Finding]]:
         If a column is missing or a system is unknown; the line is named.
     """
     found: dict[str, list[Finding]] = {}
-    for number, row in enumerate(csv_rows(path, FINDING_COLUMNS), start=2):
+    for number, row in csv_rows(path, FINDING_COLUMNS):
         system = row["system"].strip()
         if system not in SYSTEMS and not system.startswith(PRIVATE_SCHEME):
             known = ", ".join(sorted(SYSTEMS))
@@ -140,17 +143,46 @@ def read_findings(path: Path) -> dict[str, list[Finding]]:
     return found
 
 
-def csv_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+def csv_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a CSV file, each with its line in the file (the column names are line 1).
+
+    Raises
+    ------
+    InputError
+        It cannot be read, lacks one of ``columns``, has a column twice, or a row has more cells than columns or a
+        NUL byte.
+    """
     try:
         with path.open(newline="", encoding="utf-8-sig") as f:
             reader = csv.DictReader(f)
-            missing = [c for c in columns if c not in (reader.fieldnames or [])]
-            if missing:
-                raise InputError(f"column {missing[0]!r} is missing", place=str(path))
-            for row in reader:
-                yield {k: v or "" for k, v in row.items() if k is not None}
+            names = list(reader.fieldnames or [])
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise InputError(f"not a readable CSV file ({type(exc).__name__})", place=str(path)) from None
+    _check_names(path, names, columns)
+    return [(number, _cells(path, number, len(names), row)) for number, row in rows]
+
+
+def _check_names(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
+    for name in needed:
+        if name not in names:
+            raise InputError(f"column {name!r} is missing", place=str(path))
+    for name in names:
+        if name and names.count(name) > 1:  # spreadsheets leave columns without a name behind the last
+            raise InputError(f"column {name!r} is there twice", place=str(path))
+
+
+def _cells(path: Path, number: int, columns: int, row: dict[str | Any, Any]) -> dict[str, str]:
+    """The cells of a row by the names of their columns."""
+    beyond = row.pop(None, [])  # cells behind the last column
+    if any(cell.strip() for cell in beyond):
+        line = f"row {number} has {columns + len(beyond)} cells, the header {columns}"
+        raise InputError(line, place=str(path), advice="quote a cell with a comma")
+    cells = {name: cell or "" for name, cell in row.items()}
+    for name, cell in cells.items():
+        if "\0" in cell:
+            raise InputError(f"row {number} has a NUL byte in column {name!r}", place=str(path))
+    return cells
 
 
 def add_paths(

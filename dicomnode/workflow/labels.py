@@ -7,8 +7,9 @@ pseudonym; a plain image's file name, EXIF and text never do. The label is kept 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,8 @@ from dicomnode.workflow.process_study import archive_records
 from dicomnode.workflow.takeover import settle
 
 COLUMNS = ("path", "label")
+# Columns that this or another command reads; any other may be a slip, such as "pateint".
+KNOWN = (*COLUMNS, "patient", "split", "source_format", "source_mode", "width", "height")
 # Words by which a label states that there is no finding. Any other label is a finding; none of them is "unknown".
 NEGATIVE_LABELS = frozenset({"normal", "healthy", "none", "no finding", "no findings", "negative", "sano", "control"})
 UNKNOWN_LABELS = frozenset({"", "unknown", "?", "na", "n/a", "desconocido"})
@@ -52,26 +55,61 @@ Grey = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class LabelRow:
-    """One row: where the image is, its label, and whose it is (empty: nobody else's)."""
+    """One row: where the image is, its label, and whose it is (empty: nobody else's).
+
+    Attributes
+    ----------
+    typed : the path as the file has it.
+    file, number : where the row is; of the lines of a file the column names are the first.
+    """
 
     path: Path
     label: str
     patient: str
+    typed: str
+    file: Path
+    number: int
+
+    @property
+    def real(self) -> Path:
+        """The same for every spelling of the path."""
+        return Path(os.path.realpath(self.path))
 
 
-def read_labels(path: Path) -> list[LabelRow]:
-    """Rows of a LABELS.csv; paths absolute or relative to its own folder.
+def read_labels(path: Path, added: Added | None = None) -> list[LabelRow]:
+    """Rows of a LABELS.csv, each image once; paths absolute or relative to its own folder.
+
+    Parameters
+    ----------
+    added : takes the notes and counts the duplicate rows.
 
     Raises
     ------
     InputError
-        If the file cannot be read or lacks a column.
+        If the file cannot be read as a table (``csv_rows``), a row has no path, or two rows of one image differ.
     """
-    rows = []
-    for row in csv_rows(path, COLUMNS):
-        image = Path(row["path"].strip())
-        rows.append(LabelRow(path.parent / image, row["label"].strip(), row.get("patient", "").strip()))
-    return rows
+    added = Added() if added is None else added
+    table = csv_rows(path, COLUMNS)
+    unknown = [repr(name) for name in (table[0][1] if table else ()) if name and name not in KNOWN]
+    if unknown:
+        known = ", ".join(KNOWN)
+        added.notes.append(f"{path}: column {', '.join(unknown)} is not known and not used (known: {known})")
+    rows: dict[Path, LabelRow] = {}
+    for number, cells in table:
+        typed = cells["path"].strip()
+        if not typed:
+            raise InputError("a row has no path", place=f"{path}:{number}")
+        if len(typed.splitlines()) > 1:
+            advice = "is a quotation mark left open?"
+            raise InputError("a path goes over several lines", place=f"{path}:{number}", advice=advice)
+        patient = cells.get("patient", "").strip()
+        row = LabelRow(path.parent / typed, cells["label"].strip(), patient, typed, path, number)
+        before = rows.setdefault(row.real, row)
+        if (before.label, before.patient) != (row.label, row.patient):
+            line = f"the same image as in line {before.number} with another label or patient"
+            raise InputError(line, place=f"{path}:{number}")
+        added.duplicates += before is not row
+    return list(rows.values())
 
 
 def is_labels_file(path: Path) -> bool:
@@ -91,17 +129,39 @@ def finding_of(label: str) -> tuple[FindingStatus, tuple[Finding, ...]]:
 def add_labels(ctx: Context, path: Path, progress: Progress | None = None) -> Added:
     """Add every patient (else every row) of a LABELS.csv as a case."""
     added = Added()
+    rows = read_labels(path, added)
+    folder = path.resolve().parent
+    issuer = f"labels:{folder}"  # two data sets may both lie in a folder "images"
+    here = {study for study, _, source in ctx.catalogue.study_sources() if source == LABELS}
     cases: dict[str, list[LabelRow]] = {}
-    for row in read_labels(path):
-        cases.setdefault(f"patient:{row.patient}" if row.patient else f"path:{row.path}", []).append(row)
-    issuer = f"labels:{path.resolve().parent}"  # two data sets may both lie in a folder "images"
-    for done, (key, rows) in enumerate(cases.items()):
+    for row in rows:
+        key = f"patient:{row.patient}" if row.patient else _key_of(ctx, issuer, folder, row, here)
+        cases.setdefault(key, []).append(row)
+    for done, (key, of_case) in enumerate(cases.items()):
         if progress:
             progress(done, len(cases))
-        _add_case(ctx.models.active().context, issuer, key, rows, added)
+        _add_case(ctx.models.active().context, issuer, key, of_case, added)
     if progress:
         progress(len(cases), len(cases))
     return added
+
+
+def _key_of(ctx: Context, issuer: str, folder: Path, row: LabelRow, here: Collection[PseudoUid]) -> str:
+    """Key of the case of a row without a patient; of a case that is here, the key under which it was added."""
+    keys = (f"path:{path}" for path in (row.real, *_spellings(folder, row)))
+    return next((key for key in keys if ctx.vault.uid(OriginalUid(f"{issuer}/{key}")) in here), f"path:{row.real}")
+
+
+def _spellings(folder: Path, row: LabelRow) -> Iterator[Path]:
+    """How a row's path may stand in the key of a case that was added when keys held it as it was typed.
+
+    ``folder``, the file's own, was then typed as it is now, in full, or relative to itself, to one above or to the
+    working folder. Any other way (a link, a folder beside it) is not found again.
+    """
+    yield row.path
+    for start in (Path.cwd(), folder, *folder.parents):
+        yield Path(os.path.relpath(folder, start)) / row.typed
+    yield folder / row.typed
 
 
 def _add_case(ctx: Context, issuer: str, key: str, rows: Sequence[LabelRow], added: Added) -> None:
@@ -157,25 +217,34 @@ def _passing(ctx: Context, rows: Sequence[LabelRow], added: Added) -> list[tuple
     pictures: list[tuple[int, LabelRow, Grey]] = []
     for number, row in enumerate(rows, start=1):  # by its row: the others may become readable later
         try:
-            picture, claimed = read_picture(row.path), is_dicom(row.path)
-            modality, why = claim_of(row.path, ctx.embedder.modalities) if claimed else ("", "")
-            if why:
-                added.skip(f"not searchable: {why}")
-                continue
-            pixels = picture_pixels(Image.fromarray(picture))[None]
-            colour = 0.0 if claimed else colour_of(row.path)
-            refused = decide(ctx.embedder.judge(pixels, claimed=claimed, colours=[colour], modality=modality))
-            if refused is None:
-                pictures.append((number, row, picture))
-            else:
-                added.skip(f"not searchable: {refused.why.rstrip('.')}")
+            picture, why = _judged(ctx, row.path)
+            counted = why
         except PackError:  # the gate itself is damaged: no fault of the images
             raise
         except InputError as exc:
-            added.skip(exc.line)
+            counted = why = exc.line
         except DicomnodeError as exc:
-            added.skip(exc.code)
+            counted, why = getattr(exc, "reason", exc.code), exc.line
+        if why:
+            added.skip(counted)
+            added.left_out.append(f"{row.file}:{row.number}: {row.typed}: left out: {why}")
+        else:
+            pictures.append((number, row, picture))
     return pictures
+
+
+def _judged(ctx: Context, path: Path) -> tuple[Grey, str]:
+    """An image, and why it is no slice that can be searched with; empty where it is one."""
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where a name is too long
+        raise InputError("no such file")
+    picture, claimed = read_picture(path), is_dicom(path)
+    modality, why = claim_of(path, ctx.embedder.modalities) if claimed else ("", "")
+    if not why:
+        pixels = picture_pixels(Image.fromarray(picture))[None]
+        colour = 0.0 if claimed else colour_of(path)
+        refused = decide(ctx.embedder.judge(pixels, claimed=claimed, colours=[colour], modality=modality))
+        why = refused.why.rstrip(".") if refused else ""
+    return picture, f"not searchable: {why}" if why else ""
 
 
 def read_picture(path: Path) -> Grey:

@@ -261,6 +261,8 @@ class TestUsage:
             (["doctor", "cure"], "cure"),
             (["doctor", "route"], "file"),
             (["train", "cenet", "--data", "d", "--out", "o", "--encoder", "vgg"], "--encoder"),
+            (["train", "cenet", "--data", "nowhere", "--out", "run"], "slices.csv"),
+            (["train", "xception", "--data", "nowhere", "--cenet", "run", "--out", "run"], "labels.csv"),
             (["config", "check", "--config", "absent.toml"], "absent.toml"),
         ],
     )
@@ -286,8 +288,6 @@ class TestUsage:
             (["index", "remove", "--study", "2.25.99"], "no such study"),
             (["index", "exclude", "--patient", "DN-NOBODY"], "no such patient"),
             (["models", "verify", "nosuch"], "nosuch"),
-            (["train", "cenet", "--data", "nowhere", "--out", "run"], "slices.csv"),
-            (["train", "xception", "--data", "nowhere", "--cenet", "run", "--out", "run"], "labels.csv"),
             (["index", "add", "folder", "--findings", "absent.csv"], "absent.csv"),
         ],
     )
@@ -395,6 +395,25 @@ class TestJson:
         done = run("index", "add", tmp_path / "labels.csv", "--config", settings)
         assert "labels of the added cases: COVID: present 1; normal: none 1" in done.out
 
+    def test_index_add_names_the_images_of_a_table_that_it_left_out_and_fails(self, tmp_path):
+        settings, table = write_settings(tmp_path), tmp_path / "labels.csv"
+        slice_picture(0).save(tmp_path / "0.png")
+        lines = [f"b{n}.png,COVID" for n in range(60)]
+        table.write_text("\n".join(["path,label,pateint", "0.png,COVID,p1", *lines]))
+        done = run("index", "add", table, "--config", settings)
+        assert done.code == 1
+        _, *told = done.err.splitlines()  # the vault was made
+        assert told[0] == "skipped: 60 files: no such file"
+        assert told[1].startswith(f"{table}: column 'pateint' is not known and not used (known: path, label, patient")
+        assert told[2] == f"{table}:3: b0.png: left out: no such file"
+        assert told[-1] == "... and 10 more images; --json names all"
+        assert "added 1 studies" in done.out
+        again = run("index", "add", table, "--json", "--config", settings)
+        assert (again.code, again.json()["already"], len(again.json()["left_out"])) == (1, 1, 60)
+        table.write_text("path,label\nb0.png,COVID\n")
+        done = run("index", "add", table, "--config", settings)
+        assert (done.code, done.err.splitlines()[-1]) == (1, f"error: {table}: none of its images could be added")
+
     def test_index_status(self, repository):
         data = repository.run("index", "status", "--json").json()
         assert set(data) >= {"studies", "patients", "instances", "vectors", "tail", "model_id", "snapshot"}
@@ -426,6 +445,14 @@ class TestJson:
             assert all(set(f) == {"system", "code", "display"} for f in found["findings"])
         assert "ASKING" not in done.out + done.err
         assert study[0].StudyInstanceUID not in done.out + done.err
+
+    def test_a_query_that_cannot_be_read_is_named(self, repository, tmp_path):
+        picture = tmp_path / "cut.png"
+        slice_picture().save(picture)
+        picture.write_bytes(picture.read_bytes()[:-2000])
+        for typed in (picture, tmp_path):
+            line = repository.run("query", typed).error()
+            assert line == f"error: {picture}: the picture is damaged or cut short"
 
     def test_query_of_words_finds_the_cases_that_have_them(self, repository, tmp_path):
         slice_picture().save(tmp_path / "a.png")
@@ -580,6 +607,26 @@ class TestJson:
         kept = repository.folder / "var" / "packs"  # what has vectors outlives the pack that an upgrade replaces
         assert {read_manifest(p).name for p in kept.iterdir()} >= {"cenet-xception"}
         shutil.rmtree(made["path"])
+
+    def test_a_pack_of_another_format_hides_no_other(self, repository):
+        strange = repository.folder / "var" / "packs" / "strange"
+        strange.mkdir(parents=True)
+        (strange / "manifest.json").write_text('{"format": 2}')
+        done = repository.run("models", "list", "--json")
+        shutil.rmtree(strange)
+        assert done.code == 1
+        assert "cenet-xception" in {p["name"] for p in done.json()["packs"] if p["active"]}
+        line = f"{strange / 'manifest.json'}: has pack format 2; this version reads 1"
+        assert (done.json()["unreadable"], done.error()) == ([line], f"error: {line}")
+
+    def test_nothing_is_kept_of_a_pack_that_is_refused(self, repository, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "nice", lambda _by: 0)
+        damaged, kept = tmp_path / "damaged", repository.folder / "var" / "packs"
+        shutil.copytree(packs_folder() / "cenet-xception", damaged)
+        (damaged / "golden.safetensors").write_bytes(b"x")
+        before = sorted(kept.glob("*"))
+        assert str(damaged) in repository.run("models", "activate", damaged).error()
+        assert sorted(kept.glob("*")) == before
 
     def test_config(self, repository):
         checked = repository.run("config", "check", "--json").json()

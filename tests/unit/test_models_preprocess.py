@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +312,19 @@ def test_sixteen_bit_pictures_keep_their_contrast(tmp_path: Path) -> None:
     pixels = prepare_picture(tmp_path / "deep.png").pixels
     assert pixels.max() > 0.95
     assert len(np.unique(pixels)) > 100
+
+
+@pytest.mark.parametrize("side", [10_500, 20_000])  # beyond our limit, and beyond Pillow's own
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_of_too_many_pixels_is_refused_undecoded(tmp_path: Path, side: int) -> None:
+    Image.new("1", (1, 1)).save(tmp_path / "large.png")
+    content = bytearray((tmp_path / "large.png").read_bytes())
+    content[16:24] = side.to_bytes(4) * 2  # width and height (PNG 11.2.2); the checksum that follows covers them
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4)
+    (tmp_path / "large.png").write_bytes(content)
+    with pytest.raises(UnusableImage) as caught:
+        prepare_picture(tmp_path / "large.png")
+    assert caught.value.reason == "too-large"
 
 
 def test_a_broken_picture_is_refused(tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ from workflow_samples import files, page_picture, rows, slice_picture
 from dicomnode.archive import schema as t
 from dicomnode.domain import Finding, FindingStatus
 from dicomnode.errors import InputError
+from dicomnode.evaluation import labels as evaluation
 from dicomnode.models.preprocess import prepare_picture
+from dicomnode.models.training import tables
 from dicomnode.testing import sample_study, write_study
 from dicomnode.workflow.captures import capture_pixels
-from dicomnode.workflow.labels import add_labels, finding_of, read_labels, read_picture
+from dicomnode.workflow.ingest import Added
+from dicomnode.workflow.labels import KNOWN, add_labels, finding_of, read_labels, read_picture
 
 SECRET = "DOE^JANE"
 
@@ -29,6 +32,7 @@ def picture(path: Path, seed: int = 0, size: tuple[int, int] = (90, 70)) -> Path
 
 
 def labels(folder: Path, *lines: str, header: str = "path,label,patient") -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / "LABELS.csv"
     path.write_text("\n".join([header, *lines]) + "\n", "utf-8")
     return path
@@ -63,7 +67,21 @@ class TestTheFile:
 
     @pytest.mark.parametrize(
         ("content", "said"),
-        [(b"path,patient\na.png,p\n", "'label'"), (b"", "'path'"), (b"path,label\n\xff\xfe,\xff\n", "not a readable")],
+        [
+            (b"path,patient\na.png,p\n", "'label'"),
+            (b"", "'path'"),
+            (b"path,label\n\xff\xfe,\xff\n", "not a readable"),
+            (b"path,label,label\na.png,COVID,x\n", "column 'label' is there twice"),
+            (b"path,label\na.png,COVID\n\nb.png,Pneumonia, viral\n", "row 4 has 3 cells, the header 2"),
+            (b"path,label\na.png,COVID\nb\0.png,COVID\n", "row 3 has a NUL byte in column 'path'"),
+            (b'path,label\n"a.png,COVID\nb.png,COVID\n', "LABELS.csv:3: a path goes over several lines"),
+            (b"path,label\n ,COVID\n", "LABELS.csv:2: a row has no path"),
+            (
+                b"path,label\na.png,COVID\n./a.png,normal\n",
+                "LABELS.csv:3: the same image as in line 2 with another label",
+            ),
+            (b"path,label,patient\na.png,COVID,1\na.png,COVID,2\n", "LABELS.csv:3: the same image as in line 2"),
+        ],
     )
     def test_a_file_that_cannot_be_used_is_named_with_what_it_lacks(self, tmp_path, content, said):
         path = tmp_path / "LABELS.csv"
@@ -72,6 +90,23 @@ class TestTheFile:
             read_labels(path)
         assert said in str(caught.value)
         assert "LABELS.csv" in str(caught.value)
+
+    def test_empty_cells_behind_the_last_column_shift_nothing(self, tmp_path):
+        path = labels(tmp_path, "a.png,COVID,,,", header="path,label,,")
+        assert [(r.label, r.patient) for r in read_labels(path)] == [("COVID", "")]
+
+    def test_a_column_that_no_command_knows_is_named(self, tmp_path):
+        path, added = labels(tmp_path, "a.png,COVID,p1,train", header="path,label,pateint,split"), Added()
+        assert [r.patient for r in read_labels(path, added)] == [""]
+        known = "path, label, patient, split, source_format, source_mode, width, height"
+        assert added.notes == [f"{path}: column 'pateint' is not known and not used (known: {known})"]
+
+    def test_the_columns_that_are_known_are_those_of_every_command(self):
+        assert set(KNOWN) == evaluation.KNOWN == {*tables.LABEL_COLUMNS, *tables.OPTIONAL}
+
+    def test_a_row_that_is_there_twice_is_one_image(self, tmp_path):
+        path, added = labels(tmp_path, "a.png,COVID,p1", "./a.png,COVID,p1"), Added()
+        assert len(read_labels(path, added)) == added.duplicates == 1
 
     @pytest.mark.parametrize(
         ("label", "status", "finding"),
@@ -156,6 +191,35 @@ class TestAdding:
         assert (again.studies, again.vectors, again.already) == (0, 0, 1)
         assert (rows(node), files(node)) == before
 
+    @pytest.mark.parametrize(
+        "spelling", ["data/LABELS.csv", "../site/data/LABELS.csv", "data/../data/LABELS.csv", "LABELS.csv"]
+    )
+    def test_the_same_file_by_another_spelling_of_its_path_adds_nothing(self, node, tmp_path, monkeypatch, spelling):
+        work = tmp_path / "site"
+        picture(work / "img" / "0.png")
+        labels(work / "data", "../img/0.png,COVID,", "../img/0.png,COVID,")
+        monkeypatch.chdir(work)
+        assert add_labels(node.context, work / "data" / "LABELS.csv").studies == 1
+        monkeypatch.chdir(work if "/" in spelling else work / "data")
+        again = add_labels(node.context, Path(spelling))
+        assert (again.studies, again.already) == (0, 1)
+        (tmp_path / "link").symlink_to(work / "data")
+        assert add_labels(node.context, tmp_path / "link" / "LABELS.csv").already == 1
+
+    @pytest.mark.parametrize(
+        "before", ["data/../img/0.png", "site/data/../img/0.png", "../img/0.png", "{}/data/../img/0.png"]
+    )
+    def test_a_case_whose_key_held_its_path_as_typed_is_still_known(self, node, tmp_path, monkeypatch, before):
+        work = tmp_path / "site"
+        picture(work / "img" / "0.png")
+        path = labels(work / "data", "../img/0.png,COVID,")
+        with monkeypatch.context() as then:
+            then.setattr("dicomnode.workflow.labels._key_of", lambda *_: f"path:{before.format(work)}")
+            assert add_labels(node.context, path).studies == 1
+        again = add_labels(node.context, path)
+        assert (again.studies, again.already) == (0, 1)
+        assert node.index.status()["studies"] == 1
+
     def test_unreadable_images_are_counted_and_the_others_go_in(self, node, tmp_path):
         picture(tmp_path / "good.png")
         (tmp_path / "bad.png").write_bytes(b"no")
@@ -164,12 +228,17 @@ class TestAdding:
         added = add_labels(node.context, path)
         assert (added.studies, added.instances) == (1, 1)
         assert sum(added.skipped.values()) == 3
+        assert added.left_out == [
+            f"{path}:3: bad.png: left out: the file is not a picture that can be read",
+            f"{path}:4: absent.png: left out: no such file",
+            f"{path}:5: flat.png: left out: every pixel has the same value",
+        ]
         assert node.index.status()["studies"] == 1
 
     def test_pictures_that_the_input_gate_refuses_are_left_out_and_named(self, node, tmp_path):
         picture(tmp_path / "good.png")
-        page_picture().save(tmp_path / "page.png")
-        path = labels(tmp_path, "good.png,COVID,p1", "page.png,COVID,p1", "page.png,COVID,p2")
+        page_picture().save(tmp_path / "page.png"), page_picture().save(tmp_path / "other.png")
+        path = labels(tmp_path, "good.png,COVID,p1", "page.png,COVID,p1", "other.png,COVID,p2")
         added = add_labels(node.context, path)
         assert (added.studies, added.instances, added.vectors) == (1, 1, 1)
         assert added.skipped == {
