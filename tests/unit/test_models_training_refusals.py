@@ -21,6 +21,7 @@ from dicomnode.errors import DicomnodeError, InputError, StorageFull, UsageError
 from dicomnode.models.manifest import find_pack
 from dicomnode.models.training.build import BuildOptions, check_pack_target
 from dicomnode.models.training.cenet import CenetOptions, train_cenet
+from dicomnode.models.training.csvrows import read_csv
 from dicomnode.models.training.data import load_covid_ct, load_sars, load_segmentation
 from dicomnode.models.training.run import BEST, CHECKPOINT, CURVES, PLOT, TABLE, Run, load_checkpoint
 from dicomnode.models.training.tables import DataProblems, load_labels, load_slices
@@ -294,6 +295,12 @@ class TestTables:
     def test_a_column_twice(self, tmp_path: Path) -> None:
         path = write_csv(tmp_path / "l.csv", ("path", "label", "label"), self.rows(tmp_path))
         assert "column 'label' is there twice" in self.problems(path)
+
+    def test_what_a_spreadsheet_leaves_behind_the_last_column_is_no_problem(self, tmp_path: Path) -> None:
+        path = write_csv(tmp_path / "l.csv", (*self.COLUMNS, "", ""), self.rows(tmp_path))
+        with path.open("a") as f:
+            f.write("5.png,Pneumonia,P9,,,,\n")
+        assert read_csv(path).problems == ()
 
     def test_tables_that_are_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no such file"):

@@ -60,11 +60,12 @@ def read_csv(path: Path) -> CsvRows:
         found = [(reader.line_num, row) for row in reader]
     except csv.Error as e:
         raise InputError(f"is not a readable CSV file: row {reader.line_num}: {e}", place=str(path)) from e
-    problems = [f"column {name!r} is there twice" for name, times in Counter(names).items() if times > 1]
+    # Spreadsheets leave empty names and cells behind the last column.
+    problems = [f"column {name!r} is there twice" for name, times in Counter(names).items() if name and times > 1]
     problems += [
         f"row {number} has {len(names) + len(row[None])} cells, the header {len(names)}: quote a cell with a comma"
         for number, row in found
-        if None in row
+        if any(cell.strip() for cell in row.get(None, ()))
     ]
     rows = tuple((n, {k: (v or "").strip() for k, v in row.items() if k is not None}) for n, row in found)
     return CsvRows(names, rows, tuple(problems))
