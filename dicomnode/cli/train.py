@@ -80,7 +80,7 @@ def _logs(config: Path | None) -> None:
 @contextmanager
 def _problems_told() -> Iterator[None]:
     """Every line that is wrong with a table, before the one with which the command ends."""
-    from dicomnode.models.training.csvrows import DataProblems
+    from dicomnode.csvrows import DataProblems
     from dicomnode.models.training.tables import SHOWN
 
     try:

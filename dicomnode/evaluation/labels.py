@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dicomnode.csvrows import read_csv
 from dicomnode.errors import InputError
 from dicomnode.models.preprocess import prepare_file
-from dicomnode.models.training.csvrows import read_csv
 
 NEEDED = ("path", "label")
 METADATA = ("width", "height", "source_format", "source_mode")  # columns that the metadata control reads

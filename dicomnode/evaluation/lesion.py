@@ -8,7 +8,6 @@ to their bottom in the image. The profile of a slice is the infected fraction of
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dicomnode.csvrows import needed_rows
 from dicomnode.errors import InputError
 from dicomnode.evaluation.labels import Checks, Row
 from dicomnode.evaluation.task import PROFILE_FLOOR
@@ -64,24 +64,19 @@ def lesion_rows(data: Path, part: Mapping[str, Any], checks: Checks) -> tuple[li
     index: list[Row] = []
     queries: list[Row] = []
     without = 0
-    with table.open(newline="", encoding="utf-8") as f:
-        reader = csv.DictReader(f)
-        for column in ("slice", "volume_guess"):
-            if column not in (reader.fieldnames or ()):
-                raise InputError(f"column {column!r} is missing", place=str(table))
-        for number, record in enumerate(reader, start=2):
-            name, volume = record["slice"], record["volume_guess"]
-            if volume in left_out:
-                continue
-            lungs, infection = (_mask(_one(folder / kind, name)) for kind in ("lung-masks", "infection-masks"))
-            profile = lesion_profile(lungs, infection)
-            if profile is None:
-                without += 1
-                continue
-            share = float((infection & lungs).sum() / lungs.sum())
-            label = INFECTED if share >= PROFILE_FLOOR else CLEAR
-            row = Row(_one(folder / "images", name), label, f"volume {volume}", number, profile=profile)
-            (queries if volume in held_out else index).append(row)
+    for number, record in needed_rows(table, ("slice", "volume_guess")):
+        name, volume = record["slice"], record["volume_guess"]
+        if volume in left_out:
+            continue
+        lungs, infection = (_mask(_one(folder / kind, name)) for kind in ("lung-masks", "infection-masks"))
+        profile = lesion_profile(lungs, infection)
+        if profile is None:
+            without += 1
+            continue
+        share = float((infection & lungs).sum() / lungs.sum())
+        label = INFECTED if share >= PROFILE_FLOOR else CLEAR
+        row = Row(_one(folder / "images", name), label, f"volume {volume}", number, profile=profile)
+        (queries if volume in held_out else index).append(row)
     if without:
         checks.notes.append(f"{without} slices show no lung in their mask and are left out")
     return index, queries

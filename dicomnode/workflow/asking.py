@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -34,8 +34,10 @@ from dicomnode.domain import (
 from dicomnode.errors import DeidError, DicomnodeError, InputError, QuarantineError, StorageFull, UploadRefused
 from dicomnode.index.cases import QueryStudy
 from dicomnode.models.gate import decide
+from dicomnode.models.headers import A_MODALITY, READ_ERRORS, claim_of
 from dicomnode.models.pictures import clean_picture, is_picture
 from dicomnode.models.preprocess import UnusableImage, prepare_picture
+from dicomnode.models.series import choose
 from dicomnode.workflow.context import Context
 from dicomnode.workflow.identity import study_identity
 from dicomnode.workflow.ingest import Added, find_files, group_by_study
@@ -81,10 +83,15 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """The de-identified files of a question; of a picture, the share of its pixels that had a colour of their own."""
+    """The de-identified files of a question; of a picture, the share of its pixels that had a colour of their own.
+
+    Where the headers alone say that nothing can be searched there is no file; ``why_not`` and ``modality`` tell it.
+    """
 
     files: tuple[Path, ...]
     colour: float = 0.0
+    why_not: str = ""
+    modality: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +183,9 @@ def deidentify(ctx: Context, inputs: Inputs, folder: Path, tell: Tell = _quiet) 
     if inputs.is_picture:
         target = folder / "0.png"
         return Cleaned((target,), clean_picture(inputs.files[0], target).colour)
+    nothing = _nothing_to_search(inputs.files, ctx.embedder.modalities)
+    if nothing is not None:
+        return nothing
     subject = ctx.vault.subject_for(*inputs.identity, create=False)
     refused: dict[str, list[DicomnodeError]] = {}
     passed: list[Path] = []
@@ -198,11 +208,30 @@ def deidentify(ctx: Context, inputs: Inputs, folder: Path, tell: Tell = _quiet) 
     return Cleaned(tuple(passed))
 
 
+def _nothing_to_search(files: Sequence[Path], taught: Set[str]) -> Cleaned | None:
+    """What to say where no header claims a CT or MR slice, nor an image of ``taught``: an ultrasound loop would be
+    searched for text, frame by frame, for an answer that is known."""
+    modalities = set()
+    for path in files:
+        try:
+            modality, why = claim_of(path, taught)
+        except (InputError, *READ_ERRORS):
+            return None  # de-identification names what is wrong with it
+        if not why:
+            return None
+        modalities.add(modality if A_MODALITY.fullmatch(modality) else "")
+    why_not = choose(files, taught=taught).why_not
+    return Cleaned((), why_not=why_not, modality="/".join(sorted(modalities - {""})))
+
+
 def embed(ctx: Context, inputs: Inputs, cleaned: Cleaned) -> Question:
     """De-identified files to vectors."""
+    nothing = QueryStudy(slices=(), vectors=np.empty((0, 0), np.float32), model_id=ctx.embedder.model_id)
+    if cleaned.why_not:
+        found_none = {"kind": "study", "modality": cleaned.modality, "slices": 0, "series": []}
+        return Question(nothing, (), (), found_none, cleaned.why_not)
     if inputs.is_picture:
         said: dict[str, object] = {"kind": "image", "modality": "", "slices": 1, "series": []}
-        nothing = QueryStudy(slices=(), vectors=np.empty((0, 0), np.float32), model_id=ctx.embedder.model_id)
         try:
             pixels = prepare_picture(cleaned.files[0]).pixels
         except UnusableImage as exc:

@@ -6,13 +6,11 @@ it is. A second run over the same files adds nothing. Labelled plain images carr
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pydicom
 import structlog
@@ -20,6 +18,7 @@ from pydicom.errors import InvalidDicomError
 
 from dicomnode.archive.objects import sha256_of
 from dicomnode.archive.records import read_record
+from dicomnode.csvrows import needed_rows
 from dicomnode.deid.iod import is_image
 from dicomnode.deid.pool import DeidTask
 from dicomnode.domain import Finding, FindingStatus, OriginalUid, PseudoUid
@@ -128,61 +127,19 @@ def read_findings(path: Path) -> dict[str, list[Finding]]:
     Raises
     ------
     InputError
-        If a column is missing or a system is unknown; the line is named.
+        If it is no table with those columns or a system is unknown; the line is named. ``UsageError``: no such file.
     """
     found: dict[str, list[Finding]] = {}
-    for number, row in csv_rows(path, FINDING_COLUMNS):
-        system = row["system"].strip()
+    for number, row in needed_rows(path, FINDING_COLUMNS):
+        system = row["system"]
         if system not in SYSTEMS and not system.startswith(PRIVATE_SCHEME):
             known = ", ".join(sorted(SYSTEMS))
             raise InputError(f"unknown system {system!r}; known are {known} and 99...", place=f"{path}:{number}")
-        if not row["code"].strip() or not row["display"].strip():
+        if not row["code"] or not row["display"]:
             raise InputError("code and display are needed", place=f"{path}:{number}")
-        finding = Finding(system, row["code"].strip(), row["display"].strip(), "findings file")
-        found.setdefault(row["study"].strip(), []).append(finding)
+        finding = Finding(system, row["code"], row["display"], "findings file")
+        found.setdefault(row["study"], []).append(finding)
     return found
-
-
-def csv_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a CSV file, each with its line in the file (the column names are line 1).
-
-    Raises
-    ------
-    InputError
-        It cannot be read, lacks one of ``columns``, has a column twice, or a row has more cells than columns or a
-        NUL byte.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f)
-            names = list(reader.fieldnames or [])
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise InputError(f"not a readable CSV file ({type(exc).__name__})", place=str(path)) from None
-    _check_names(path, names, columns)
-    return [(number, _cells(path, number, len(names), row)) for number, row in rows]
-
-
-def _check_names(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
-    for name in needed:
-        if name not in names:
-            raise InputError(f"column {name!r} is missing", place=str(path))
-    for name in names:
-        if name and names.count(name) > 1:  # spreadsheets leave columns without a name behind the last
-            raise InputError(f"column {name!r} is there twice", place=str(path))
-
-
-def _cells(path: Path, number: int, columns: int, row: dict[str | Any, Any]) -> dict[str, str]:
-    """The cells of a row by the names of their columns."""
-    beyond = row.pop(None, [])  # cells behind the last column
-    if any(cell.strip() for cell in beyond):
-        line = f"row {number} has {columns + len(beyond)} cells, the header {columns}"
-        raise InputError(line, place=str(path), advice="quote a cell with a comma")
-    cells = {name: cell or "" for name, cell in row.items()}
-    for name, cell in cells.items():
-        if "\0" in cell:
-            raise InputError(f"row {number} has a NUL byte in column {name!r}", place=str(path))
-    return cells
 
 
 def add_paths(

@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from dicomnode.archive.records import read_record
+from dicomnode.csvrows import needed_rows
 from dicomnode.deid.gate import check
 from dicomnode.deid.source import open_source
 from dicomnode.domain import (
@@ -40,7 +41,7 @@ from dicomnode.models.headers import claim_of
 from dicomnode.models.preprocess import is_dicom, picture_pixels, prepare_dicom, prepare_picture
 from dicomnode.workflow.captures import LABELS
 from dicomnode.workflow.context import Context, Progress
-from dicomnode.workflow.ingest import Added, csv_rows
+from dicomnode.workflow.ingest import Added
 from dicomnode.workflow.process_study import archive_records
 from dicomnode.workflow.takeover import settle
 
@@ -86,24 +87,24 @@ def read_labels(path: Path, added: Added | None = None) -> list[LabelRow]:
     Raises
     ------
     InputError
-        If the file cannot be read as a table (``csv_rows``), a row has no path, or two rows of one image differ.
+        If the file cannot be read as a table (``needed_rows``), a row has no path, or two rows of one image differ.
     """
     added = Added() if added is None else added
-    table = csv_rows(path, COLUMNS)
+    table = needed_rows(path, COLUMNS)
     unknown = [repr(name) for name in (table[0][1] if table else ()) if name and name not in KNOWN]
     if unknown:
         known = ", ".join(KNOWN)
         added.notes.append(f"{path}: column {', '.join(unknown)} is not known and not used (known: {known})")
     rows: dict[Path, LabelRow] = {}
     for number, cells in table:
-        typed = cells["path"].strip()
+        typed = cells["path"]
         if not typed:
             raise InputError("a row has no path", place=f"{path}:{number}")
         if len(typed.splitlines()) > 1:
             advice = "is a quotation mark left open?"
             raise InputError("a path goes over several lines", place=f"{path}:{number}", advice=advice)
-        patient = cells.get("patient", "").strip()
-        row = LabelRow(path.parent / typed, cells["label"].strip(), patient, typed, path, number)
+        patient = cells.get("patient", "")
+        row = LabelRow(path.parent / typed, cells["label"], patient, typed, path, number)
         before = rows.setdefault(row.real, row)
         if (before.label, before.patient) != (row.label, row.patient):
             line = f"the same image as in line {before.number} with another label or patient"
@@ -148,7 +149,7 @@ def add_labels(ctx: Context, path: Path, progress: Progress | None = None) -> Ad
 
 def _key_of(ctx: Context, issuer: str, folder: Path, row: LabelRow, here: Collection[PseudoUid]) -> str:
     """Key of the case of a row without a patient; of a case that is here, the key under which it was added."""
-    keys = (f"path:{path}" for path in (row.real, *_spellings(folder, row)))
+    keys = (f"path:{path}" for path in (row.real, *_spellings(folder, row)) if here)
     return next((key for key in keys if ctx.vault.uid(OriginalUid(f"{issuer}/{key}")) in here), f"path:{row.real}")
 
 

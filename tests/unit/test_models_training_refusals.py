@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from training_samples import command, labelled, picture, slices, write_csv, write_pictures
 
+from dicomnode.csvrows import read_csv
 from dicomnode.errors import DicomnodeError, InputError, StorageFull, UsageError
 from dicomnode.models.manifest import find_pack
 from dicomnode.models.training.build import BuildOptions, check_pack_target
 from dicomnode.models.training.cenet import CenetOptions, train_cenet
-from dicomnode.models.training.csvrows import read_csv
 from dicomnode.models.training.data import load_covid_ct, load_sars, load_segmentation
 from dicomnode.models.training.run import BEST, CHECKPOINT, CURVES, PLOT, TABLE, Run, load_checkpoint
 from dicomnode.models.training.tables import DataProblems, load_labels, load_slices

@@ -122,6 +122,16 @@ def test_other_modalities_cannot_be_searched(node, tmp_path, modality):
     assert "other modalities" in answer.verdict.reason
 
 
+def test_headers_that_claim_no_slice_answer_before_text_is_looked_for(node, tmp_path):
+    images = sample_study(2, matrix=64, BurnedInAnnotation="YES", Modality="US")
+    images[1].Modality = "DOE^JANE"  # no modality: not repeated
+    write_study(images, tmp_path)
+    answer = ask(node.context, tmp_path, 2)
+    assert answer.verdict.kind is VerdictKind.NOT_SEARCHABLE
+    assert "other modalities" in answer.verdict.reason
+    assert answer.query == {"kind": "study", "modality": "US", "slices": 0, "series": []}
+
+
 def test_localizers_alone_cannot_be_searched(node, tmp_path):
     images = sample_study(2, matrix=64, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     write_study(images, tmp_path)

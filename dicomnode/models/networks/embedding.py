@@ -86,6 +86,14 @@ class Compaction(nn.Module):
 LESION_SHARE = 1 / 3  # of the variance: as much as each half
 
 
+def averages_flips(architecture: Mapping[str, Any]) -> bool:
+    """Whether a manifest's network takes the mean of a slice and its mirror image.
+
+    Packs of before say nothing of it and do: that the word is absent keeps their identity.
+    """
+    return bool(architecture.get("flip_average", True))
+
+
 class EmbeddingNet(nn.Module):
     """Encoder and Xception of a pack, with its compaction; with ``lesion`` also the CE-Net's decoder.
 
@@ -144,7 +152,7 @@ class EmbeddingNet(nn.Module):
     def architecture(self) -> dict[str, Any]:
         """Plain values for the manifest, a part of a pack's identity; ``of_architecture`` reads them.
 
-        Packs of before do not tell of ``flip_average`` and have it: to say nothing of it keeps their identity.
+        Where ``flip_average`` is so it is not written: see ``averages_flips``.
         """
         lesion = {} if self.decoder is None else {"lesion": {"bands": BANDS, "sides": SIDES}}
         flips = {} if self.flip_average else {"flip_average": False}
@@ -165,7 +173,7 @@ class EmbeddingNet(nn.Module):
             side,
             dim,
             lesion="lesion" in architecture,
-            flip_average=architecture.get("flip_average", True),
+            flip_average=averages_flips(architecture),
         )
 
     def halves(self, images: Tensor) -> tuple[Tensor, Tensor]:

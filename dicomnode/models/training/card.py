@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dicomnode.models.networks.embedding import averages_flips
 from dicomnode.models.networks.lesion import LESION_DIM
 from dicomnode.models.training.figures import table
 
@@ -86,7 +87,7 @@ def _architecture(architecture: Mapping[str, Any], about: Mapping[str, Any]) -> 
     values = 2 * GRID_CELLS * x["in_channels"]
     lesion = "" if "lesion" not in architecture else LESION_WORDS
     values += LESION_DIM if lesion else 0
-    halves = "both halves flip-averaged" if architecture.get("flip_average", True) else "both halves"
+    halves = "both halves flip-averaged" if averages_flips(architecture) else "both halves"
     return (
         "## Architecture\n\n"
         f"CE-Net (DAC, RMP) on a {encoder} encoder, and an Xception in {form} on the RMP encoding"

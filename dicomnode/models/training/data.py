@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dicomnode.csvrows import DataProblems, Row, read_csv
 from dicomnode.errors import InputError, UsageError
 from dicomnode.models.preprocess import SIDE, picture_pixels
-from dicomnode.models.training.csvrows import DataProblems, Row, read_csv
 from dicomnode.models.training.reading import opened, present, shown
 
 HELD_OUT_VOLUMES = (3, 6, 12, 15)  # of ct-lung-seg; never trained on

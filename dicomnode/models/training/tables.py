@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from dicomnode.csvrows import DataProblems, Row, read_csv
 from dicomnode.errors import InputError
 from dicomnode.models.frames import number_of_frames
 from dicomnode.models.pictures import upright_grey
@@ -30,7 +31,6 @@ from dicomnode.models.preprocess import (
     prepare_dicom_mask,
     read_header,
 )
-from dicomnode.models.training.csvrows import DataProblems, Row, read_csv
 from dicomnode.models.training.data import LabelledData, SegmentationData, digest_of
 from dicomnode.models.training.progress import tell
 from dicomnode.models.training.reading import opened, present, shown

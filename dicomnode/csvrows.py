@@ -1,4 +1,4 @@
-"""A CSV table as rows with their numbers, and what is wrong with its form: for training's and evaluation's tables.
+"""A CSV table as rows with their numbers, and what is wrong with its form: labels, findings, training's tables.
 
 UTF-8, with or without the byte order mark that spreadsheets write. It judges the form alone: which columns are needed
 and what stands in them is for those who read it. It never guesses where a row with too many cells was meant to be cut.
@@ -69,6 +69,30 @@ def read_csv(path: Path) -> CsvRows:
     ]
     rows = tuple((n, {k: (v or "").strip() for k, v in row.items() if k is not None}) for n, row in found)
     return CsvRows(names, rows, tuple(problems))
+
+
+def needed_rows(path: Path, columns: Sequence[str]) -> tuple[tuple[int, Row], ...]:
+    """Rows of a table of a sound form that has ``columns``; any others are theirs to judge who read it.
+
+    Raises
+    ------
+    UsageError
+        There is no such file.
+    InputError
+        It cannot be read, lacks one of ``columns``, has a problem of form or a NUL byte: the first is told.
+    """
+    table = read_csv(path)
+    problems = [f"column {name!r} is missing" for name in columns if name not in table.names]
+    problems += table.problems
+    problems += [
+        f"row {number} has a NUL byte in column {name!r}"
+        for number, row in table.rows
+        for name, cell in row.items()
+        if "\0" in cell
+    ]
+    if problems:
+        raise InputError(problems[0], place=str(path))
+    return table.rows
 
 
 def _text(path: Path) -> str:
