@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from pathlib import Path
 from dicomnode.errors import InputError, UsageError
 
 Row = Mapping[str, str]
+TOLD_COLUMNS = 20  # named in a line; the rest is counted
+# No name of a column: a table without a header begins with a row, which may hold a patient's name, date or UID.
+_NO_NAME = re.compile(r"\d{4}|\^|.{80}")
 
 
 class DataProblems(InputError):
@@ -82,8 +86,10 @@ def needed_rows(path: Path, columns: Sequence[str]) -> tuple[tuple[int, Row], ..
         It cannot be read, lacks one of ``columns``, has a problem of form or a NUL byte: the first is told.
     """
     table = read_csv(path)
-    problems = [f"column {name!r} is missing" for name in columns if name not in table.names]
-    problems += table.problems
+    missing = next((name for name in columns if name not in table.names), None)
+    if missing is not None:
+        raise InputError(_lacks(missing, table.names), place=str(path), advice=_mend(missing, table.names))
+    problems = list(table.problems)
     problems += [
         f"row {number} has a NUL byte in column {name!r}"
         for number, row in table.rows
@@ -93,6 +99,21 @@ def needed_rows(path: Path, columns: Sequence[str]) -> tuple[tuple[int, Row], ..
     if problems:
         raise InputError(problems[0], place=str(path))
     return table.rows
+
+
+def _lacks(missing: str, names: Sequence[str]) -> str:
+    """That a column is missing, and which are there."""
+    told = ["..." if _NO_NAME.search(n) else n if n.isprintable() else repr(n)[1:-1] for n in names if n]
+    more = f", and {len(told) - TOLD_COLUMNS} more" if len(told) > TOLD_COLUMNS else ""
+    return f"column {missing!r} is missing (columns: {', '.join(told[:TOLD_COLUMNS]) or 'none'}{more})"
+
+
+def _mend(missing: str, names: Sequence[str]) -> str:
+    """What to do where the columns are those that were meant, in another form."""
+    if any(";" in name or "\t" in name for name in names):
+        return "save it with commas"
+    meant = next((name for name in names if name.strip().lower() == missing), None)
+    return "" if meant is None else f"names are in small letters, without spaces: {missing!r}, not {meant!r}"
 
 
 def _text(path: Path) -> str:

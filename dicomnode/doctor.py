@@ -291,8 +291,7 @@ def check_users(node: Node) -> Iterator[Diagnosis]:
         yield Diagnosis("sign-in", State.OK, "none: the web side is this machine's alone")
         return
     try:
-        fresh = not node.settings.database.url and not (node.data_dir / "catalogue.sqlite3").exists()
-        nobody = fresh or node.users.none_yet()
+        nobody = _is_fresh(node) or node.users.none_yet()
     except DicomnodeError as exc:
         yield Diagnosis("sign-in", State.FAIL, _told(exc), exc.advice)
         return
@@ -320,6 +319,11 @@ def check_peers(node: Node) -> Iterator[Diagnosis]:
         else:
             yield Diagnosis("peers", State.OK, f"{peer.name} answers C-ECHO in {seconds * 1000:.0f} ms")
     yield from results_warnings(node.settings)
+
+
+def _is_fresh(node: Node) -> bool:
+    """Whether there is no catalogue yet; to ask it would make one."""
+    return not node.settings.database.url and not (node.data_dir / "catalogue.sqlite3").exists()
 
 
 def _told(exc: DicomnodeError) -> str:
@@ -378,6 +382,14 @@ def route(node: Node, file: Path) -> Iterator[Diagnosis]:
     masked = ", with text masked in its pixels" if pixels.masked else ""
     yield Diagnosis("route", State.OK, f"would be de-identified{masked}")
     try:
+        why = _why_no_case(node, file)
+    except DicomnodeError as exc:
+        yield Diagnosis("route", State.FAIL, _told(exc), exc.advice or "dicomnode models list")
+        return
+    if why:
+        yield from _not_searchable(node, why)
+        return
+    try:
         prepare_dicom(file)
     except DicomnodeError as exc:
         yield Diagnosis("route", State.WARN, f"could not be searched with: {exc.line}", exc.advice)
@@ -387,3 +399,29 @@ def route(node: Node, file: Path) -> Iterator[Diagnosis]:
         kept = "kept in the repository" if title.role.keeps else "not kept"
         answered = "answered" if title.role.answers else "not answered"
         yield Diagnosis("route", State.OK, f"sent to {title.title} it would be {kept} and {answered}")
+
+
+def _why_no_case(node: Node, file: Path) -> str:
+    """Why a study of nothing but such images is not searched, by its headers; no network is loaded."""
+    from dicomnode.models.headers import beyond_slices
+    from dicomnode.models.manifest import find_pack, read_manifest
+    from dicomnode.models.series import choose
+
+    pack = find_pack(node.settings.models.pack, node.pack_folders) if _is_fresh(node) else node.pack_dir
+    found = choose([file], taught=beyond_slices(read_manifest(pack).taught))
+    if found.not_searchable is None:
+        return ""
+    return (found.passed[0].why if found.passed else found.why_not).rstrip(".")
+
+
+def _not_searchable(node: Node, why: str) -> Iterator[Diagnosis]:
+    """What a title does with a study that cannot be searched: the sender is told, or a person finds it held."""
+    for title in node.settings.dicom.ae_titles:
+        answers, tells = title.role.answers, node.settings.retrieval.answer_rejected
+        state, done = (State.WARN, "answered") if answers and tells else (State.FAIL, "held")
+        kept = "; its de-identified copy would stay in the repository" if title.role.keeps else ""
+        line = f"sent to {title.title}, a study of such images alone would be {done} as not-searchable: {why}{kept}"
+        advice = "route no such images to the node"
+        if answers and not tells:
+            advice += ", or set [retrieval] answer_rejected to report it to the sender"
+        yield Diagnosis("route", state, line, advice)

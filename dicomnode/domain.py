@@ -313,7 +313,7 @@ class Verdict:
 
 
 class Untaught(NamedTuple):
-    """A query beyond what its model was taught: nobody measured how well it compares such images."""
+    """A query beyond what its model was taught: nothing says that its order of such images means anything."""
 
     taught: tuple[Shows, ...]
     shows: Shows
@@ -335,7 +335,8 @@ class Answer:
     ----------
     query : dict
         What is said of the query: ``modality``, ``slices`` (number embedded), ``series`` (chosen, with why), ``region``
-        of the body where descriptions name one, ``untaught`` where the model was taught nothing like it.
+        of the body where descriptions name one, ``untaught`` where the model was taught nothing like it, ``text``
+        (words) where cases were chosen by their findings.
     searched : int
         Number of cases that were open to the search after exclusions.
     """
@@ -354,6 +355,12 @@ class Answer:
         asked = self.shows.modality
         same = not asked or any(set(c.modality.split("/")) & set(asked.split("/")) for c in self.cases)
         return "" if same or not self.cases or self.verdict.kind is not VerdictKind.SIMILAR else asked
+
+    @property
+    def filtered_by(self) -> str:
+        """The words that the findings of the cases had to have, "" for all cases. The verdict knows no such filter: it
+        is about the whole repository."""
+        return str(self.query.get("text", ""))
 
     @property
     def shows(self) -> Shows:

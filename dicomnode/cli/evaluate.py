@@ -100,13 +100,14 @@ def _of_images(
     ledger: Path | None,
 ) -> dict[str, Any]:
     from dicomnode.evaluation.files import write_evaluation
-    from dicomnode.evaluation.labels import Checks, read_rows
+    from dicomnode.evaluation.labels import TRAINED_ON, Checks, read_rows
     from dicomnode.evaluation.protocols import find_protocol, open_protocol
     from dicomnode.evaluation.run import evaluate
 
     checks, about = Checks(), ""
     if files[0] is not None and files[1] is not None:
         index, queries = read_rows(files[0], checks), read_rows(files[1], checks)
+        checks.notes.append(TRAINED_ON)
         title = f"Index {files[0].name}, queries {files[1].name}"
         found = evaluate(
             "labels", title, index, queries, _packs(node, packs), options=options, checks=checks, progress=update

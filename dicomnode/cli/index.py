@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dicomnode.node import Node
     from dicomnode.workflow.ingest import Added
 
-SHOWN = 50  # lines about images that were left out
+SHOWN = 50  # lines about rows that were left out
 
 app = typer.Typer(help="Fill, look at and mend the repository.", no_args_is_help=True)
 
@@ -69,7 +69,7 @@ def add(
     if not (total.studies or total.already or total.quarantined):
         places = ", ".join(map(str, paths))
         advice = "give a folder of DICOM images or a LABELS.csv"
-        if total.left_out:
+        if labels and total.left_out:
             raise InputError("none of its images could be added", place=places)
         raise InputError("nothing was found to add", place=places, advice=advice)
     if total.quarantined or total.left_out:
@@ -87,7 +87,7 @@ def _print_added(total: Added, json: bool) -> None:
     for note in [*total.notes, *total.left_out[:SHOWN]]:
         err.print(note)
     if len(total.left_out) > SHOWN:
-        err.print(f"... and {len(total.left_out) - SHOWN} more images; --json names all")
+        err.print(f"... and {len(total.left_out) - SHOWN} more rows; --json names all")
     if not (total.studies or total.already):
         return  # the one line that says so comes last
     again = f"; {total.duplicates} files are copies of others" if total.duplicates else ""

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dicomnode.cli.options import Config, Json, err, open_node, out, print_json, print_table, progress_bar
-from dicomnode.domain import REGION_WORDS, Shows
+from dicomnode.cli.options import (
+    Config,
+    Json,
+    Taught,
+    err,
+    open_node,
+    out,
+    print_json,
+    print_table,
+    progress_bar,
+    shows_of,
+)
 from dicomnode.errors import EXIT_FAILED, NotFound, UsageError
 from dicomnode.telemetry.audit import AuditEvent
 
@@ -133,7 +142,7 @@ def verify(pack: Pack = "", config: Config = None, json: Json = False) -> None:
 
 @app.command()
 def accelerate(pack: Pack, config: Config = None, json: Json = False) -> None:
-    """Let ONNX Runtime compute a pack's vectors: the same ones, in about half the time (needs dicomnode[train]).
+    """Let ONNX Runtime compute a pack's vectors: the same ones, in about half the time (needs dicomnode\\[train]).
 
     Writes fast.onnx into the pack's folder and names it in the manifest; the model id stays. For packs of
     "train xception"; a node uses it from its next start.
@@ -161,14 +170,12 @@ def pack(
     dim: Annotated[int, typer.Option(help="Dimension of the vectors.")],
     card: Annotated[Path, typer.Option(help="Model card: ## Data, ## Terms, ## Intended use, ## Limits.")],
     status_: Annotated[str, typer.Option("--status", help="A word on its standing.")] = "research",
-    taught: Annotated[
-        list[str] | None, typer.Option(help="What its training images show, as CT:CHEST; repeatable.")
-    ] = None,
+    taught: Taught = None,
     out_dir: Annotated[Path | None, typer.Option("--out", help="Folder to write; else below data_dir/packs.")] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Make a pack of any network that takes slices [n, 224, 224] in 0..1 and gives vectors [n, dim].
+    """Make a pack of any network that takes slices \\[n, 224, 224] in 0..1 and gives vectors \\[n, dim].
 
     With --taught, an answer to a study that shows something else says so. Regions: HEAD NECK CHEST ABDOMEN SPINE BREAST
     LIMB, none after a modality for all.
@@ -182,17 +189,9 @@ def pack(
         text = card.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         raise UsageError("the model card cannot be read", place=str(card)) from None
-    about = {"taught": [_taught(one).as_json() for one in taught]} if taught else {}
+    about = {"taught": [shows_of(one).as_json() for one in taught]} if taught else {}
     made = pack_file(file, target, PackOptions(name=name, dim=dim, card=text, status=status_, about=about))
     _told(made.manifest.name, made.manifest.model_id, target, json)
-
-
-def _taught(text: str) -> Shows:
-    modality, _, region = text.upper().partition(":")
-    if not re.fullmatch(r"[A-Z]{2,16}", modality) or (region and region not in REGION_WORDS):
-        known = " ".join(REGION_WORDS)
-        raise UsageError(f"--taught {text[:40]!r} is not MODALITY:REGION", advice=f"regions are {known}")
-    return Shows(modality, region)
 
 
 @app.command()
@@ -201,7 +200,7 @@ def imagenet(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Make the reference pack: EfficientNet-Lite0 with ImageNet weights, no medical image (needs dicomnode[train]).
+    """Make the reference pack: EfficientNet-Lite0 with ImageNet weights, no medical image (needs dicomnode\\[train]).
 
     Example: dicomnode models imagenet
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dicomnode.config import load_settings, settings_file
-from dicomnode.domain import Finding, FindingStatus
-from dicomnode.errors import DicomnodeError
+from dicomnode.domain import REGION_WORDS, Finding, FindingStatus, Shows
+from dicomnode.errors import DicomnodeError, UsageError
 from dicomnode.node import Node
 from dicomnode.telemetry.audit import AuditError, AuditEvent
 from dicomnode.telemetry.logging import configure_logging
@@ -30,6 +31,10 @@ Config = Annotated[
     typer.Option("--config", help="Settings file; else $DICOMNODE_CONFIG, else config/dicomnode.toml, else defaults."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Taught = Annotated[
+    list[str] | None,
+    typer.Option(help="What its training images show, as CT:CHEST; repeatable. An answer to anything else says so."),
+]
 
 TELL_S = 30.0  # between two lines of progress where there is no terminal
 
@@ -39,6 +44,15 @@ err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=
 
 
 _opened: ContextVar[ExitStack] = ContextVar("_opened")
+
+
+def shows_of(text: str) -> Shows:
+    """A value of ``Taught``: MODALITY, or MODALITY:REGION."""
+    modality, _, region = text.upper().partition(":")
+    if not re.fullmatch(r"[A-Z]{2,16}", modality) or (region and region not in REGION_WORDS):
+        known = " ".join(REGION_WORDS)
+        raise UsageError(f"--taught {text[:40]!r} is not MODALITY:REGION", advice=f"regions are {known}")
+    return Shows(modality, region)
 
 
 @contextmanager

@@ -41,6 +41,8 @@ def query_command(
         return
     for line in verdict_lines(answer):
         out.print(line)
+    if answer.verdict.kind is VerdictKind.NOT_SEARCHABLE:
+        return
     rows = [
         [
             str(c.rank),
@@ -60,11 +62,17 @@ def verdict_lines(answer: Answer) -> list[str]:
     verdict = answer.verdict
     told = verdict.kind.value + (f" (p = {verdict.p:.3f})" if verdict.p is not None else "")
     lines = [f"{told}{': ' + verdict.reason if verdict.reason else ''}; {cases_searched(answer.searched)}"]
+    if answer.filtered_by and answer.cases:
+        about = "The verdict is" if verdict.p is None else "The verdict and its p are"
+        lines.append(
+            f'Only cases with "{answer.filtered_by}" among their findings are listed. {about} about the whole'
+            " repository, not about these cases."
+        )
     if answer.other_modality:
         lines.append(f"Caution: this study is {answer.other_modality}, and none of the cases listed is.")
     if answer.untaught is not None:
         said = answer.untaught.words()
-        lines.append(f"Caution: the model learnt from {said['taught']} and was never measured on {said['shows']}.")
+        lines.append(f"Caution: the model learnt from {said['taught']} and was not taught {said['shows']}.")
     return lines
 
 

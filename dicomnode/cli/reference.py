@@ -34,7 +34,7 @@ Commands work beside a running node on the same `data_dir`: they write rows and 
 | `--help`, `-h` | what the command does, with an example |
 | `--json` | where a command reports: one JSON object on standard output, nothing else there |
 | exit 0 | done |
-| exit 1 | failed, or something was quarantined; of `index add`: nothing to add, or an image of a LABELS.csv left out |
+| exit 1 | failed, or something was quarantined; of `index add`: nothing to add, or a row of a table left out |
 | exit 2 | wrong usage: an unknown option or setting, an input that is not there, contradictory values |
 | exit 130 | stopped by Ctrl-C; of `deid` by SIGTERM too |
 
@@ -92,7 +92,8 @@ or one above; else the images are added once more, and `index remove --study UID
 | `display` | its meaning, as reports show it |
 
 A path is absolute, or relative to the findings file or to the working folder. All rows of a study together replace
-what was stated before. A study without a row has no stated finding: its status is *unknown*.
+what was stated before. A study without a row has no stated finding: its status is *unknown*. A row whose study is not
+here, or whose folder holds several studies, is named by its line and left out, and the command ends with 1.
 
     study,system,code,display
     1.2.840.99999.1,SCT,233604007,Pneumonia
@@ -142,12 +143,16 @@ def _row(parameter: Any) -> str:
         if not isinstance(parameter.default, bool):
             name += f" {_metavar(parameter)}"
     needed = "needed" if parameter.required else _default(parameter.default)
-    told = (parameter.help or "").replace("\\[", "[")  # escaped from what makes help colourful
-    return f"| `{name}` | {needed} | {told} |"
+    return f"| `{name}` | {needed} | {_plain(parameter.help or '')} |"
+
+
+def _plain(text: str) -> str:
+    """A help without what keeps its brackets from being taken for colours."""
+    return text.replace("\\[", "[")
 
 
 def _section(words: str, command: Any) -> str:
-    purpose = _EXAMPLE.split(command.help)[0].strip()
+    purpose = _EXAMPLE.split(_plain(command.help))[0].strip()
     lines = [f"## {words}", "", " ".join(purpose.split()), "", f"    {_usage(words, command)}", ""]
     parameters = [p for p in command.params if p.name not in _EVERYWHERE]
     if parameters:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dicomnode.cli.options import NO_FINDINGS, Config, Json, iso, open_node, out, print_json, print_table, told_once
+from dicomnode.cli.query import verdict_lines
 from dicomnode.domain import OriginalUid
 from dicomnode.errors import NotFound, UsageError
 from dicomnode.node import Node
@@ -67,6 +68,8 @@ def show(id_: Id, config: Config = None, json: Json = False) -> None:
         return
     _print([_row(result)], json=False)
     out.print(f"link: {node.link_base}/v/r/{answer.token}")
+    for line in verdict_lines(answer.answer):
+        out.print(line)
     for case in answer.answer.cases:
         findings = "; ".join(told_once(case.findings)) or NO_FINDINGS[case.status]
         out.print(f"{case.rank}. {case.similarity:.3f} {case.subject} {findings}")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from dicomnode.cli.options import Config, Json, err, out, print_json
+from dicomnode.cli.options import Config, Json, Taught, err, out, print_json, shows_of
 from dicomnode.config import load_settings
 from dicomnode.errors import UsageError
 from dicomnode.telemetry.logging import configure_logging
@@ -182,6 +182,7 @@ def xception(
     per_scan: Annotated[int, typer.Option(min=1, help="Slices taken of each scan.")] = 4,
     masks: Masks = None,
     pack: Annotated[Path | None, typer.Option(help="Write a model pack into this folder at the end.")] = None,
+    taught: Taught = None,
     epochs: Epochs = 30,
     seed: Seed = 0,
     form: Annotated[Form, typer.Option(help="literal: the encoding as one plane, as published.")] = Form.NATIVE,
@@ -209,8 +210,9 @@ def xception(
     source = data or scans
     if source is None or (data and scans):
         raise UsageError("give one of the two", place="--data, --scans")
-    if pack is not None and is_table(source):
-        raise UsageError("a pack is measured on the folder of data sets: give --data that folder", place="--pack")
+    if taught and (pack is None or not is_table(source)):
+        raise UsageError("it is for a pack of a table of your own", place="--taught", advice="give --pack, or leave it")
+    shown = tuple(shows_of(one) for one in taught or ())
     if pack is not None:
         from dicomnode.models.training.build import check_pack_target
 
@@ -237,11 +239,15 @@ def xception(
     if pack is not None:
         from dicomnode.models.accelerate import accelerate, missing_parts
         from dicomnode.models.training.build import BuildOptions, build_pack
+        from dicomnode.models.training.own import OwnPackOptions, build_own_pack
 
-        built = BuildOptions(
-            data=source, out=pack, checkpoint=figures["checkpoint"], name=pack.name, commands=(as_typed(ctx),)
+        checkpoint, commands = figures["checkpoint"], (as_typed(ctx),)
+        made = (
+            build_own_pack(OwnPackOptions(options, pack, checkpoint, pack.name, shown, commands=commands))
+            if is_table(source)
+            else build_pack(BuildOptions(source, pack, checkpoint, pack.name, commands=commands))
         )
-        figures = {**figures, "model_id": build_pack(built).manifest.model_id}
+        figures = {**figures, "model_id": made.manifest.model_id}
         if not missing_parts():
             accelerate(pack)
     _report(figures, json)

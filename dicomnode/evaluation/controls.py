@@ -1,4 +1,4 @@
-"""Negative controls: what a method reaches that cannot see disease. Every figure of a pack stands beside them.
+"""Negative controls: what a method reaches without knowledge of disease. Every figure of a pack stands beside them.
 
 metadata (size, file type, mean intensity), raw 32x32 pixels, a histogram of 32 bins, random weights of the first pack's
 architecture, the first pack with the lungs masked out, the first pack on the border only, and permuted labels. A pack

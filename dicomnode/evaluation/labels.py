@@ -20,6 +20,7 @@ from dicomnode.errors import InputError
 from dicomnode.models.preprocess import prepare_file
 
 NEEDED = ("path", "label")
+TRAINED_ON = "a pack that was trained on images asked about here looks better than it is: measure it on others"
 METADATA = ("width", "height", "source_format", "source_mode")  # columns that the metadata control reads
 KNOWN = frozenset({*NEEDED, "patient", "split", *METADATA})
 NAMED = 5  # files named in a line; the rest is counted

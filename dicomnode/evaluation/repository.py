@@ -21,6 +21,7 @@ import structlog
 from dicomnode.domain import Case, Finding, FindingStatus, Pseudonym, PseudoUid
 from dicomnode.errors import InputError
 from dicomnode.evaluation import metrics
+from dicomnode.evaluation.labels import TRAINED_ON
 from dicomnode.evaluation.metrics import MAX_K, SHOWN_KS, Floats, PerQuery
 from dicomnode.index.cases import QueryStudy
 from dicomnode.index.repository import VectorIndex
@@ -256,6 +257,7 @@ def _notes(
             f" {len(judged) - alone - unjudged} queries; these have no P@k and nDCG@k, and are in no mean of them"
         )
     notes.append("map is the average precision of the first 50 cases")
+    notes.append(TRAINED_ON)
     return notes
 
 

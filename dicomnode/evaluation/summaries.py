@@ -31,10 +31,10 @@ Figure = Mapping[str, Any]  # {"mean", "ci": [low, high]}
 
 
 LEGEND = """\
-P@10 .730: of the first ten slices some seven have the query's label; it is no accuracy of a diagnosis. In brackets 95 %
+P@10 is the share of the first ten slices that have the query's label, no accuracy of a diagnosis. In brackets 95 %
 intervals over patients (volumes or blocks of files, where the data names no patients), in parentheses the lowest and
 highest of repeated trainings (seeds). *A minus this* above 0: A is better, shown where the interval does not hold 0.
-*full*: before compaction. *control*: cannot see disease. *permuted labels*: chance."""
+*full*: before compaction. *control*: what is reached without knowledge of disease. *permuted labels*: chance."""
 _MOST_CLASSES = 4  # side by side in a table; of more, each has a line
 
 
@@ -213,9 +213,9 @@ def _protocol_tables(group: Sequence[Entry], references: Sequence[str]) -> str:
     said = (
         f"Index: {data['n_index']} slices of {data['index_patients']} patients; queries: {counted} slices of"
         f" {len(set(query['patient']))} patients. Macro over classes; [95 % interval over query patients];"
-        " (lowest to highest seed)."
+        f" (lowest to highest seed). A: {against}."
     )
-    apart = "".join(f" {against} minus this, {TITLES[name]} |" for name in main)
+    apart = "".join(f" A minus this, {TITLES[name]} |" for name in main)
     head = "| | seeds | " + " | ".join(TITLES.values()) + f" |{apart}"
     lines = [f"### {group[0]['title']}", "", said, "", head, "|---" * (2 + len(TITLES) + len(main)) + "|"]
     for row in rows:
@@ -224,12 +224,12 @@ def _protocol_tables(group: Sequence[Entry], references: Sequence[str]) -> str:
         note = f" ({row.note})" if row.note else ""
         lines.append(f"| {row.method}{note} | {len(row.seeds)} | " + " | ".join(cells) + " |")
     many = len(rows[0].by_class) > _MOST_CLASSES
-    return "\n".join([*lines, "", *(_table_of_classes if many else _class_table)(rows, against, main)])
+    return "\n".join([*lines, "", *(_table_of_classes(rows, against, main) if many else _class_table(rows, main))])
 
 
-def _class_table(rows: Sequence[Summary], against: str, main: Sequence[str]) -> list[str]:
+def _class_table(rows: Sequence[Summary], main: Sequence[str]) -> list[str]:
     labels = list(rows[0].by_class)
-    head = "".join(f" {label}: {TITLES[n]} | {against} minus this |" for label in labels for n in main)
+    head = "".join(f" {label}: {TITLES[n]} | A minus this |" for label in labels for n in main)
     lines = [f"| by class |{head}", "|---" * (1 + 2 * len(labels) * len(main)) + "|"]
     for row in rows:
         cells = []
@@ -246,7 +246,7 @@ def _table_of_classes(rows: Sequence[Summary], against: str, main: Sequence[str]
     reference = next(row for row in rows if row.method == against)
     packs = [r for r in rows if r.kind == "pack" and r is not reference]
     controls = [r for r in rows if r.kind != "pack"]
-    head = "".join(f" {TITLES[n]}: {against} | best other pack | best control |" for n in main)
+    head = "".join(f" {TITLES[n]}: A | best other pack | best control |" for n in main)
     lines = [f"| class |{head}", "|---" * (1 + 3 * len(main)) + "|"]
     empty = []
     for label, of_class in reference.by_class.items():

@@ -18,6 +18,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
+from dicomnode.domain import Shows
 from dicomnode.errors import InputError
 from dicomnode.models.frames import FrameHeader, frame_header, number_of_frames
 
@@ -171,6 +172,11 @@ def _refusal(ds: Dataset, gated: bool, taught: Set[str]) -> tuple[str, str] | No
 def modality_of(ds: Dataset) -> str:
     """Modality in capital letters, "" where it is absent."""
     return str(ds.get("Modality") or "").upper()
+
+
+def beyond_slices(taught: Iterable[Shows]) -> frozenset[str]:
+    """Of what a model was taught, the modalities beside CT and MR: their images are searched too."""
+    return frozenset(m for shows in taught for m in shows.modality.split("/")) - SLICE_MODALITIES
 
 
 def claim_of(path: Path, taught: Set[str] = frozenset()) -> tuple[str, str]:

@@ -199,6 +199,9 @@ def verify_files(folder: Path, manifest: Manifest, *, without: Iterable[str] = (
             raise PackError("does not match its checksum in manifest.json", place=str(path), advice=_REINSTALL)
 
 
+RUN_CHECKPOINT = "checkpoint.pt"  # in the folder of a training (``training.run``), which is easily taken for a pack
+
+
 def find_pack(name: str, folders: Iterable[Path] = PACK_FOLDERS) -> Path:
     """The folder of a pack: ``name`` is a folder that holds a manifest, or the name of one in ``folders``.
 
@@ -211,6 +214,9 @@ def find_pack(name: str, folders: Iterable[Path] = PACK_FOLDERS) -> Path:
     for folder in candidates:
         if (folder / MANIFEST).is_file():
             return folder
+    if (candidates[0] / RUN_CHECKPOINT).is_file():
+        line, advice = f"{name} is the folder of a training, not a pack", "dicomnode train xception --pack writes one"
+        raise PackError(line, place="[models] pack", advice=advice)
     known = ", ".join(sorted({m.parent.name for f in folders for m in f.glob(f"[!.]*/{MANIFEST}")})) or "none"
     raise PackError(f"no model pack is called {name!r}", place="[models] pack", advice=f"known packs: {known}")
 

@@ -22,7 +22,7 @@ TEXTS: dict[Language, dict[str, str]] = {
         "similar_why": "Ranked by the likeness of their images among {searched} cases that were searched. The nearest "
         "lie about as near as the cases of this repository lie to each other.",
         "other_modality": "Caution: this study is {modality}, and none of the cases shown is.",
-        "untaught": "Caution: the model learnt from {taught} and was never measured on images like these: {shows}.",
+        "untaught": "Caution: the model learnt from {taught} and was not taught {shows}.",
         "none": "No similar case in this repository",
         "none_why": "{searched} cases were searched. The image lies farther from its nearest case than nearly all "
         "cases here lie from theirs. The nearest are listed below so that you can judge for yourself.",
@@ -101,7 +101,7 @@ TEXTS: dict[Language, dict[str, str]] = {
         "similar_why": "Ordenados por el parecido de sus imágenes entre {searched} casos buscados. Los más próximos "
         "están más o menos tan cerca como lo están entre sí los casos de este repositorio.",
         "other_modality": "Atención: este estudio es {modality} y ninguno de los casos mostrados lo es.",
-        "untaught": "Atención: el modelo aprendió de {taught} y nunca se midió con imágenes como estas: {shows}.",
+        "untaught": "Atención: el modelo aprendió de {taught} y no se le enseñó {shows}.",
         "none": "Ningún caso similar en este repositorio",
         "none_why": "Se buscó en {searched} casos. La imagen está más lejos de su caso más próximo que casi todos los "
         "casos de aquí del suyo. Los más próximos se muestran abajo para que pueda juzgar.",

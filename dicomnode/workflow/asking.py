@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -40,13 +40,14 @@ from dicomnode.models.preprocess import UnusableImage, prepare_picture
 from dicomnode.models.series import choose
 from dicomnode.workflow.context import Context
 from dicomnode.workflow.identity import study_identity
-from dicomnode.workflow.ingest import Added, find_files, group_by_study
+from dicomnode.workflow.ingest import Added, FoundFile, find_files, group_by_study
 
 if TYPE_CHECKING:
     from dicomnode.models.study import StudyEmbedding
 
 PICTURE = PseudoUid("image")
 ASK_PREFIX = "ask-"  # of the folders below work/ that commands use
+NAMED = 5  # studies of a folder that a line names
 DEID_BATCH = 32  # files between two looks at whether the question still stands
 
 
@@ -119,8 +120,10 @@ class Question:
     why_not: str = ""
 
 
-def sort_out(files: Sequence[Path], default_issuer: str) -> Inputs:
+def sort_out(files: Sequence[Path], default_issuer: str, typed: Path | None = None) -> Inputs:
     """What of these files is asked about. Anything that is no image beside it is skipped and counted.
+
+    ``typed``: the folder of the files where a person named it, so that places below it may be told; never an upload's.
 
     Raises
     ------
@@ -129,16 +132,17 @@ def sort_out(files: Sequence[Path], default_issuer: str) -> Inputs:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom quotes odd values in its warnings
-        return _sort_out(files, default_issuer)
+        return _sort_out(files, default_issuer, typed)
 
 
-def _sort_out(files: Sequence[Path], default_issuer: str) -> Inputs:
+def _sort_out(files: Sequence[Path], default_issuer: str, typed: Path | None) -> Inputs:
     skipped = Added()
     plain = {p: None for p in files if _is_plain_picture(p)}
     studies = group_by_study((p for p in files if p not in plain), skipped)
     if len(studies) > 1:
         line = f"these are images of {len(studies)} studies"
-        raise UploadRefused("several-studies", line, advice="query one of them")
+        named = "" if typed is None else f": {_one_of_each(studies, typed)}"
+        raise UploadRefused("several-studies", line, advice=f"query one of them{named}")
     if studies:
         study_uid, found = next(iter(studies.items()))
         paths = tuple({f.sop_uid: f.path for f in reversed(found)}.values())[::-1]  # the first of each instance
@@ -159,6 +163,21 @@ def _sort_out(files: Sequence[Path], default_issuer: str) -> Inputs:
             raise UploadRefused("empty", "there is no file")
         raise UploadRefused("no-image", f"no image found ({found_instead})")
     return Inputs(OriginalUid(""), tuple(plain), ("", ""), skipped.skipped)
+
+
+def _one_of_each(studies: Mapping[str, Sequence[FoundFile]], typed: Path) -> str:
+    """A place below ``typed`` of each study: the highest folder that holds nothing of another, else a file."""
+    inside: dict[Path, set[str]] = {}
+    for uid, files in studies.items():
+        for folder in {parent for f in files for parent in f.path.parents}:
+            inside.setdefault(folder, set()).add(uid)
+    places = []
+    for files in list(studies.values())[:NAMED]:
+        first = files[0].path
+        above = [p for p in first.parents if p.is_relative_to(typed) and p != typed and len(inside[p]) == 1]
+        places.append(str((above[-1] if above else first).relative_to(typed)))
+    more = f", and {len(studies) - NAMED} more" if len(studies) > NAMED else ""
+    return ", ".join(places) + more
 
 
 def _is_plain_picture(path: Path) -> bool:
@@ -292,7 +311,7 @@ def ask(ctx: Context, path: Path, k: int, text: str = "", tell: Tell = _quiet) -
         If nothing of it may pass de-identification. Names the file or folder.
     """
     try:
-        inputs = sort_out(list(find_files([path])), ctx.policy.default_issuer)
+        inputs = sort_out(list(find_files([path])), ctx.policy.default_issuer, typed=path)
     except UploadRefused as exc:
         if path.is_dir() and exc.reason in ("empty", "no-image"):
             return _not_searchable(ctx, exc.line, {"slices": 0})

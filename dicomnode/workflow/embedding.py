@@ -11,7 +11,7 @@ import numpy.typing as npt
 from dicomnode.domain import ModelId, Shows
 from dicomnode.models.embedder import Embedder
 from dicomnode.models.gate import Seen, fitted
-from dicomnode.models.headers import SLICE_MODALITIES
+from dicomnode.models.headers import beyond_slices
 from dicomnode.models.study import See, StudyEmbedding, embed_study
 
 
@@ -25,7 +25,7 @@ class StudyEmbedder:
     def __init__(self, model_id: ModelId, load: Callable[[], Embedder], taught: tuple[Shows, ...] = ()) -> None:
         self.model_id = model_id
         self.taught = taught
-        self.modalities = frozenset(m for shows in taught for m in shows.modality.split("/")) - SLICE_MODALITIES
+        self.modalities = beyond_slices(taught)
         self._load = load
 
     def embed_study(self, paths: Sequence[Path], see: See | None = None, *, gated: bool = True) -> StudyEmbedding:

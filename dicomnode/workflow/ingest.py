@@ -54,7 +54,7 @@ class Added:
     skipped: dict[str, int] = field(default_factory=dict)  # reason -> files
     quarantined: int = 0
     notes: list[str] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)  # of a LABELS.csv: a line for each image that is no case
+    left_out: list[str] = field(default_factory=list)  # a line for each row of a LABELS.csv or of findings without use
 
     def __iadd__(self, other: Added) -> Added:
         for name in ("studies", "instances", "vectors", "already", "findings", "duplicates", "quarantined"):
@@ -77,7 +77,9 @@ class Added:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class FoundFile:
+    """A DICOM image file, and the instance that it is."""
+
     path: Path
     sop_uid: str
 
@@ -99,9 +101,9 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
             raise UsageError("no such file or folder", place=str(path))
 
 
-def group_by_study(files: Iterable[Path], added: Added) -> dict[str, list[_File]]:
+def group_by_study(files: Iterable[Path], added: Added) -> dict[str, list[FoundFile]]:
     """DICOM image files by Study Instance UID; everything else is counted in ``added.skipped``."""
-    studies: dict[str, list[_File]] = {}
+    studies: dict[str, list[FoundFile]] = {}
     for path in files:
         try:
             ds = pydicom.dcmread(path, specific_tags=_TAGS, stop_before_pixels=True)
@@ -117,7 +119,7 @@ def group_by_study(files: Iterable[Path], added: Added) -> dict[str, list[_File]
         elif not study or not instance:
             added.skip("missing UID")
         else:
-            studies.setdefault(study, []).append(_File(path, instance))
+            studies.setdefault(study, []).append(FoundFile(path, instance))
     return studies
 
 
@@ -129,7 +131,12 @@ def read_findings(path: Path) -> dict[str, list[Finding]]:
     InputError
         If it is no table with those columns or a system is unknown; the line is named. ``UsageError``: no such file.
     """
-    found: dict[str, list[Finding]] = {}
+    return {study: [finding for _, finding in rows] for study, rows in _finding_rows(path).items()}
+
+
+def _finding_rows(path: Path) -> dict[str, list[tuple[int, Finding]]]:
+    """``read_findings`` with the line of each."""
+    found: dict[str, list[tuple[int, Finding]]] = {}
     for number, row in needed_rows(path, FINDING_COLUMNS):
         system = row["system"]
         if system not in SYSTEMS and not system.startswith(PRIVATE_SCHEME):
@@ -138,7 +145,7 @@ def read_findings(path: Path) -> dict[str, list[Finding]]:
         if not row["code"] or not row["display"]:
             raise InputError("code and display are needed", place=f"{path}:{number}")
         finding = Finding(system, row["code"], row["display"], "findings file")
-        found.setdefault(row["study"], []).append(finding)
+        found.setdefault(row["study"], []).append((number, finding))
     return found
 
 
@@ -147,7 +154,7 @@ def add_paths(
 ) -> Added:
     """Add all DICOM image studies below the paths to the repository."""
     added = Added()
-    stated = read_findings(findings_file) if findings_file else {}
+    stated = _finding_rows(findings_file) if findings_file else {}
     studies = group_by_study(find_files(paths), added)
     for done, (study_uid, files) in enumerate(sorted(studies.items())):
         if progress:
@@ -156,7 +163,8 @@ def add_paths(
             _add_study(ctx.models.active().context, study_uid, files, added)
         except (QuarantineError, DeidError, InputError) as exc:  # else the rest would fail alike: a later run goes on
             _refused(ctx, added, exc, study_uid, [f.path for f in files])
-    _add_findings(ctx, stated, studies, added, findings_file.parent if findings_file else Path())
+    if findings_file:
+        _add_findings(ctx, findings_file, stated, studies, added)
     if progress:
         progress(len(studies), len(studies))
     return added
@@ -174,7 +182,7 @@ def _refused(ctx: Context, added: Added, exc: DicomnodeError, study_uid: str, fi
     ctx.metrics.quarantined(reason)
 
 
-def _add_study(ctx: Context, study_uid: str, files: Sequence[_File], added: Added) -> None:
+def _add_study(ctx: Context, study_uid: str, files: Sequence[FoundFile], added: Added) -> None:
     study = ctx.vault.uid(OriginalUid(study_uid))
     known = {k.uid for k in ctx.catalogue.known_instances(study)}
     if all(ctx.vault.uid(OriginalUid(f.sop_uid)) in known for f in files) and ctx.vectors.has_study(study):
@@ -233,24 +241,34 @@ def _add_study(ctx: Context, study_uid: str, files: Sequence[_File], added: Adde
 
 
 def _add_findings(
-    ctx: Context, stated: dict[str, list[Finding]], studies: dict[str, list[_File]], added: Added, base: Path
+    ctx: Context,
+    file: Path,
+    stated: dict[str, list[tuple[int, Finding]]],
+    studies: dict[str, list[FoundFile]],
+    added: Added,
 ) -> None:
-    """State findings; a path is absolute, or relative to the findings file (``base``) or the working folder."""
+    """State findings; a path is absolute, or relative to their file or the working folder.
+
+    A row without a study is named by its line alone: what stands in it may be a UID as a hospital gave it.
+    """
     below: dict[Path, set[str]] = {}
     for uid, files in studies.items():
         for path in (f.path.resolve() for f in files):
             for place in (path, *path.parents):
                 below.setdefault(place, set()).add(uid)
-    by_study: dict[str, list[Finding]] = {}
-    for key, findings in stated.items():
-        inside = {key} if key in studies else below.get((base / key).resolve()) or below.get(Path(key).resolve())
+    by_study: dict[str, list[tuple[int, Finding]]] = {}
+    left_out: dict[int, str] = {}
+    for key, rows in stated.items():
+        inside = {key} if key in studies else below.get((file.parent / key).resolve()) or below.get(Path(key).resolve())
         if inside and len(inside) > 1:
-            added.skip("findings of a folder with several studies")
+            left_out |= dict.fromkeys((number for number, _ in rows), "its folder holds several studies")
             continue
-        by_study.setdefault(inside.pop() if inside else key, []).extend(findings)
-    for original, findings in by_study.items():
+        by_study.setdefault(inside.pop() if inside else key, []).extend(rows)
+    for original, rows in by_study.items():
+        findings = [finding for _, finding in rows]
         try:
             ctx.catalogue.set_findings(ctx.vault.uid(OriginalUid(original)), findings, FindingStatus.PRESENT)
             added.findings += len(findings)
         except NotFound:
-            added.skip("findings of a study that is not here")
+            left_out |= dict.fromkeys((number for number, _ in rows), "its study is not here")
+    added.left_out += [f"{file}:{number}: left out: {why}" for number, why in sorted(left_out.items())]

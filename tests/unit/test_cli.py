@@ -86,6 +86,24 @@ def test_no_help_loses_a_word_in_brackets() -> None:
     """Typer takes "[deid]" for a colour and shows nothing."""
     told = [p.help or "" for _, command in commands() for p in command.params]
     assert [text for text in told if re.search(r"(?<!\\)\[[a-z]", text)] == []
+    lost = []
+    for words, command in commands():
+        shown = shown_help(*words)
+        for text in (command.help, *(p.help or "" for p in command.params)):
+            in_brackets = re.findall(r"\[[^\[\]]*\]", " ".join(text.replace("\\[", "[").split()))
+            lost += [(words, found) for found in in_brackets if found not in shown]
+    assert lost == []
+    assert "slices [n, 224, 224] in 0..1 and gives vectors [n, dim]." in shown_help("models", "pack")
+    listed = shown_help("models")  # where each command has its first line
+    assert listed.count("(needs dicomnode[train])") == 2
+    assert "vectors [n, dim]." in listed
+
+
+def shown_help(*words: str) -> str:
+    """A help as a wide terminal shows it, in one line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "300")
+        return " ".join(run(*words, "--help").out.replace("\u2502", " ").split())
 
 
 ALL = [pytest.param(words, command, id=" ".join(words)) for words, command in commands()]
@@ -254,6 +272,7 @@ class TestUsage:
             (["results", "find"], "--accession or --study"),
             (["results", "find", "--study", "1", "--accession", "2"], "--accession or --study"),
             (["index", "add", "nosuch"], "nosuch"),
+            (["index", "add", ".", "--findings", "absent.csv"], "absent.csv"),
             (["index", "remove"], "--study or --patient"),
             (["deid", "x"], "--out"),
             (["deid", "--dry-run"], "file or folder"),
@@ -288,7 +307,6 @@ class TestUsage:
             (["index", "remove", "--study", "2.25.99"], "no such study"),
             (["index", "exclude", "--patient", "DN-NOBODY"], "no such patient"),
             (["models", "verify", "nosuch"], "nosuch"),
-            (["index", "add", "folder", "--findings", "absent.csv"], "absent.csv"),
         ],
     )
     def test_what_fails_is_one_line_and_exit_1(self, arguments, named, tmp_path):
@@ -406,13 +424,29 @@ class TestJson:
         assert told[0] == "skipped: 60 files: no such file"
         assert told[1].startswith(f"{table}: column 'pateint' is not known and not used (known: path, label, patient")
         assert told[2] == f"{table}:3: b0.png: left out: no such file"
-        assert told[-1] == "... and 10 more images; --json names all"
+        assert told[-1] == "... and 10 more rows; --json names all"
         assert "added 1 studies" in done.out
         again = run("index", "add", table, "--json", "--config", settings)
         assert (again.code, again.json()["already"], len(again.json()["left_out"])) == (1, 1, 60)
         table.write_text("path,label\nb0.png,COVID\n")
         done = run("index", "add", table, "--config", settings)
         assert (done.code, done.err.splitlines()[-1]) == (1, f"error: {table}: none of its images could be added")
+
+    def test_index_add_names_the_rows_of_findings_that_it_left_out_and_fails(self, repository, tmp_path):
+        table = tmp_path / "f.csv"
+        table.write_text("study,system,code,display\n1.2.840.99999,SCT,27925004,Nodule\n")
+        done = repository.run("index", "add", repository.folder / "studies", "--findings", table)
+        assert done.code == 1
+        assert done.err.splitlines()[-1] == f"{table}:2: left out: its study is not here"
+        assert f"{PATIENTS} studies were there already" in done.out
+        assert "99999" not in done.out + done.err
+        (tmp_path / "empty").mkdir()
+        done = repository.run("index", "add", tmp_path / "empty", "--findings", table)
+        assert done.code == 1
+        assert f"{tmp_path / 'empty'}: nothing was found to add" in done.err.splitlines()[-1]
+        table.write_text("study;system;code;display\n")
+        line = repository.run("index", "add", repository.folder / "studies", "--findings", table).error()
+        assert line.endswith("column 'study' is missing (columns: study;system;code;display) (save it with commas)")
 
     def test_index_status(self, repository):
         data = repository.run("index", "status", "--json").json()
@@ -460,6 +494,29 @@ class TestJson:
         assert [c["findings"][0]["display"] for c in data["cases"]] == ["Nodule"]
         assert repository.run("query", tmp_path / "a.png", "--text", "nothing-has-this", "--json").json()["cases"] == []
 
+    def test_query_of_words_says_that_the_verdict_is_about_the_whole_repository(self, repository, tmp_path):
+        slice_picture().save(tmp_path / "a.png")
+        told = (
+            'Only cases with "nodule" among their findings are listed. The verdict is about the whole repository, not'
+        )
+        lines = repository.run("query", tmp_path / "a.png", "--text", "nodule").out.splitlines()
+        assert (lines[0].split(":")[0], lines[1]) == ("repository-too-small", f"{told} about these cases.")
+        assert "whole repository" not in repository.run("query", tmp_path / "a.png").out
+        (one,) = an_answer().cases
+        asked = {"modality": "CT", "text": "nodule"}
+        found = Answer(asked, ModelId("m"), Verdict(VerdictKind.SIMILAR, 0.4, "as near"), (one,), 22)
+        assert verdict_lines(found)[1:] == [
+            f"{told.replace('The verdict is', 'The verdict and its p are')} about these cases."
+        ]
+        assert len(verdict_lines(replace(found, cases=()))) == 1
+
+    def test_a_query_that_cannot_be_searched_has_no_table(self, repository, tmp_path):
+        (file,) = write_study(sample_study(1, matrix=64, Modality="US"), tmp_path)
+        done = repository.run("query", file)
+        assert done.code == 0
+        (line,) = done.out.splitlines()
+        assert line.startswith("not-searchable: The study holds no CT or MR slices")
+
     def test_query_of_words_that_no_case_has_says_so(self, repository, tmp_path):
         slice_picture().save(tmp_path / "a.png")
         done = repository.run("query", tmp_path / "a.png", "--text", "nothing-has-this")
@@ -478,9 +535,7 @@ class TestJson:
         beyond = {"taught": [{"modality": "CT", "region": "CHEST"}], "shows": {"modality": "MR", "region": "HEAD"}}
         asked = {"modality": "MR", "untaught": beyond}
         found = Answer(asked, ModelId("m"), Verdict(VerdictKind.SIMILAR, 0.4, "as near"), (one,), 22)
-        assert verdict_lines(found)[1:] == [
-            "Caution: the model learnt from CT (chest) and was never measured on MR (head)."
-        ]
+        assert verdict_lines(found)[1:] == ["Caution: the model learnt from CT (chest) and was not taught MR (head)."]
         assert Answer.from_json(found.as_json()).untaught == found.untaught
 
     def test_query_for_people(self, repository, tmp_path):
@@ -502,6 +557,27 @@ class TestJson:
         assert repository.run("results", "find", "--accession", "ACC-2", "--json").json() == {"results": []}
         assert repository.run("results", "find", "--accession", "ACC-2") == Done(0, "nothing found\n", "")
         assert row["created"] in repository.run("results", "list").out
+
+    def test_a_result_is_shown_with_its_verdict_and_cautions_before_the_cases(self, repository):
+        node = repository.node()
+        beyond = {"taught": [{"modality": "CT", "region": "CHEST"}], "shows": {"modality": "MR", "region": "HEAD"}}
+        said = replace(an_answer(), query={"modality": "MR", "slices": 1, "untaught": beyond})
+        uid = PseudoUid("2.25.778")
+        answer = node.answers.add(uid, [uid], said, role=Role.QUERY)
+        result = node.answers.add_result(answer.id, "sr", "nobody")
+        node.answers.mark_failed(result, "never to be sent")
+        try:
+            shown = repository.run("results", "show", str(result)).out.splitlines()
+            assert shown[-4:-1] == [
+                "similar (p = 0.400); 30 cases searched",
+                "Caution: this study is MR, and none of the cases listed is.",
+                "Caution: the model learnt from CT (chest) and was not taught MR (head).",
+            ]
+            assert shown[-4:-1] == verdict_lines(said)
+            assert shown[-1].startswith("1. 0.900 ")
+        finally:
+            with node.answers.engine.begin() as db:
+                db.execute(schema.results.delete().where(schema.results.c.id == result))
 
     def test_findings_are_told_once_and_unknown_is_no_blank(self, repository):
         node = repository.node()

@@ -13,6 +13,8 @@ import pytest
 
 from dicomnode.cli.reference import as_markdown, commands
 from dicomnode.config import Settings
+from dicomnode.domain import VerdictKind
+from dicomnode.report.codes import ENGLISH
 from dicomnode.telemetry.audit import EVENTS, AuditEvent
 from dicomnode.telemetry.logging import KEYS
 from dicomnode.telemetry.metrics import METRICS, QUARANTINE_REASONS
@@ -114,6 +116,15 @@ class TestEverythingIsDocumented:
         assert {key: place for key, place in logged.items() if key not in KEYS} == {}
         for key in KEYS:
             assert f"| `{key}` |" in page("metrics.md")
+
+    def test_every_verdict_and_caution_as_it_is_worded(self):
+        said = " ".join(page("for-radiologists.md").split())
+        assert [kind for kind in VerdictKind if f"| `{kind.value}` |" not in said] == []
+        for sentence, values in (
+            (ENGLISH.other_modality, {"modality": "MR"}),
+            (ENGLISH.untaught, {"taught": "CT (chest)", "shows": "MR (head)"}),
+        ):
+            assert f'"{sentence.format(**values).rstrip(".")}"' in said
 
     def test_every_reason_of_the_quarantine(self):
         given = reasons() | CODES_AS_REASONS

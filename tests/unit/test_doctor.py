@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.data import get_testdata_file
 from pydicom.pixels.decoders import JPEG2000LosslessDecoder
 
 from dicomnode import doctor
@@ -311,6 +313,64 @@ def test_the_way_of_a_file_is_told_beforehand(node, tmp_path, attributes, said):
     for diagnosis, words in zip(found, said, strict=True):
         assert words in diagnosis.line
         assert "PHANTOM-0001" not in diagnosis.line + diagnosis.advice
+
+
+HELD = "sent to DICOMNODE, a study of such images alone would be held as not-searchable: "
+
+
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({"Modality": "US"}, "US objects hold no CT or MR slices"),
+        ({"Modality": "DOE^JANE"}, "such objects hold no CT or MR slices"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizers are passed over"),
+        (
+            {"SeriesDescription": "Dose Report", "ImageType": ["DERIVED", "SECONDARY"]},
+            "a screen of dose or protocol data",
+        ),
+    ],
+)
+def test_a_file_whose_study_would_be_held_by_its_headers_is_told_so(node, tmp_path, attributes, why):
+    (file,) = write_study(sample_study(1, matrix=64, **attributes), tmp_path / "study")
+    passed, held = route(node, file)
+    assert (passed.state, passed.line) == (State.OK, "would be de-identified")
+    assert held.state is State.FAIL
+    assert held.line == f"{HELD}{why}; its de-identified copy would stay in the repository"
+    assert "answer_rejected" in held.advice
+    assert not node.data_dir.exists()
+
+
+def test_an_ultrasound_file_is_not_said_to_be_searched_or_answered(node):
+    told = list(route(node, Path(get_testdata_file("examples_rgb_color.dcm", download=False))))
+    assert [d.state for d in told] == [State.OK, State.FAIL]
+    assert "could be searched" not in str(told) and "answered" not in told[1].line
+
+
+def test_what_would_be_held_follows_what_each_title_is_for(make_node, tmp_path):
+    titles = [{"title": role.upper(), "role": role} for role in ("query", "index")]
+    settings = {"dicom": {"ae_titles": titles}, "retrieval": {"answer_rejected": True}}
+    (file,) = write_study(sample_study(1, matrix=64, Modality="US"), tmp_path / "study")
+    _, query, index = route(make_node(tmp_path, **settings), file)
+    assert (query.state, index.state) == (State.WARN, State.FAIL)
+    assert "QUERY" in query.line and "would be answered as not-searchable: US objects" in query.line
+    assert "stay in the repository" not in query.line
+    assert "INDEX" in index.line and "would be held as not-searchable" in index.line
+    assert "answer_rejected" not in index.advice
+
+
+def test_a_modality_that_the_model_was_taught_is_searched_and_a_broken_pack_named(make_node, tmp_path):
+    pack = tmp_path / "pack"
+    shutil.copytree(packs_folder() / "cenet-xception", pack)
+    manifest = json.loads((pack / "manifest.json").read_text("utf-8"))
+    manifest["about"]["taught"] = [{"modality": "CT", "region": ""}, {"modality": "US", "region": ""}]
+    (pack / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    node = make_node(tmp_path, models={"pack": str(pack)})
+    (file,) = write_study(sample_study(1, matrix=64, Modality="US"), tmp_path / "study")
+    assert [d.state for d in route(node, file)] == [State.OK] * 3
+    (pack / "manifest.json").write_text("{", "utf-8")
+    *_, told = route(node, file)
+    assert told.state is State.FAIL
+    assert str(pack) in told.line
 
 
 def test_the_way_of_a_file_that_is_no_dicom_ends_in_quarantine(node, tmp_path):

@@ -37,6 +37,7 @@ def test_the_object_of_the_contract(done):
     assert said.code == 0, said.err
     found = said.json()
     assert (found["n_index"], found["n_queries"]) == (INDEX, QUERIES)
+    assert any("looks better than it is" in note for note in found["notes"])
     (pack,) = found["packs"]
     assert pack["name"] == "cenet-xception"
     assert set(pack["by_class"]) == {"PLAIN", "STRIPED"}

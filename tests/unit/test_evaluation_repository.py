@@ -10,6 +10,7 @@ from index_samples import Clusters, catalogue, exclude, open_index, slices
 
 from dicomnode.domain import Case, Finding, FindingStatus, Match, Pseudonym, PseudoUid
 from dicomnode.errors import InputError
+from dicomnode.evaluation.labels import TRAINED_ON
 from dicomnode.evaluation.report import render
 from dicomnode.evaluation.repository import Judged, KnownStudy, Pool, evaluate_repository, judge_cases, stored_query
 from dicomnode.node import Node
@@ -115,6 +116,7 @@ class TestGenerated:
         assert found["packs"][0]["precision"]["5"]["mean"] == 1.0
         assert found["n_queries"] == 18
         assert found["notes"][0].startswith("6 studies of unknown status")
+        assert found["notes"][-1] == TRAINED_ON
 
     def test_excluded_patients_ask_nothing_and_are_no_answer(self, index):
         studies = self.fill(index, 0.1)

@@ -287,12 +287,10 @@ def test_a_model_that_learnt_from_nothing_like_the_study_is_said(kind: VerdictKi
     beyond = Untaught((Shows("CT", "CHEST"),), Shows("MR", "ABDOMEN/HEAD")).as_json()
     answer = replace(answer, query={"modality": "MR", "untaught": beyond}, verdict=Verdict(kind))
     assert verdict_sentence(answer, texts(Language.EN)).endswith(
-        " Caution: the model learnt from CT (chest) and was never measured on images like these: "
-        "MR (abdomen and pelvis, head)."
+        " Caution: the model learnt from CT (chest) and was not taught MR (abdomen and pelvis, head)."
     )
     assert verdict_sentence(answer, texts(Language.ES)).endswith(
-        " Atención: el modelo aprendió de CT (tórax) y nunca se midió con imágenes como estas: "
-        "MR (abdomen y pelvis, cabeza)."
+        " Atención: el modelo aprendió de CT (tórax) y no se le enseñó MR (abdomen y pelvis, cabeza)."
     )
     assert "Caution" not in verdict_sentence(replace(answer, cases=(), query=answer.query), texts(Language.EN))
 

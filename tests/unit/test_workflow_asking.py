@@ -7,10 +7,10 @@ from PIL import Image
 from workflow_samples import files, page_picture, pages_in_ct, rows, slice_picture
 
 from dicomnode.domain import Shows, Untaught, VerdictKind
-from dicomnode.errors import InputError, QuarantineError, UsageError
+from dicomnode.errors import InputError, QuarantineError, UploadRefused, UsageError
 from dicomnode.node import Node
 from dicomnode.testing import sample_repository, sample_study, write_study
-from dicomnode.workflow.asking import Stage, ask
+from dicomnode.workflow.asking import Stage, ask, sort_out
 from dicomnode.workflow.ingest import add_paths
 
 CASES = 4
@@ -176,8 +176,32 @@ def test_images_that_cannot_be_used_cannot_be_searched(node, tmp_path):
 def test_a_folder_with_two_studies_is_refused(node, tmp_path):
     for n in (1, 2):
         write_study(sample_study(1, matrix=64, patient_id=f"P{n}"), tmp_path / str(n))
-    with pytest.raises(InputError, match="2 studies"):
+    with pytest.raises(InputError, match="2 studies") as caught:
         ask(node.context, tmp_path, 10)
+    assert str(caught.value) == f"{tmp_path}: these are images of 2 studies (query one of them: 1, 2)"
+
+
+def test_one_place_of_each_of_five_studies_is_named(node, tmp_path):
+    for n in range(7):
+        images = sample_study(2, matrix=64, patient_id=f"P{n}")
+        write_study(images, tmp_path / "all" / ("mixed" if n in (1, 2) else f"d{n}/deep"))
+        if n in (1, 2):
+            (tmp_path / "all" / "mixed" / "000001.dcm").rename(tmp_path / "all" / "mixed" / f"{n}.dcm")
+            (tmp_path / "all" / "mixed" / "000002.dcm").unlink()
+    with pytest.raises(InputError) as caught:
+        ask(node.context, tmp_path, 10)
+    named = "all/d0, all/d3, all/d4, all/d5, all/d6, and 2 more"
+    assert caught.value.advice == f"query one of them: {named}"
+    with pytest.raises(InputError) as caught:
+        ask(node.context, tmp_path / "all" / "mixed", 10)
+    assert caught.value.advice == "query one of them: 1.dcm, 2.dcm"
+
+
+def test_no_file_of_an_upload_is_named(tmp_path):
+    both = [write_study(sample_study(1, matrix=64, patient_id=f"P{n}"), tmp_path / str(n))[0] for n in (1, 2)]
+    with pytest.raises(UploadRefused) as caught:
+        sort_out(both, "")
+    assert (caught.value.place, caught.value.advice) == ("", "query one of them")
 
 
 def test_a_study_of_two_patients_is_refused_without_naming_them(node, tmp_path):

@@ -115,7 +115,8 @@ class TestFindings:
         )
         added = add_paths(node.context, [tmp_path], path)
         assert (added.studies, added.findings) == (4, 3)
-        assert added.skipped["findings of a study that is not here"] == 1
+        assert added.left_out == [f"{path}:5: left out: its study is not here"]
+        assert "1.2.3.4" not in str(added)
         found = [node.catalogue.findings(node.vault.uid(OriginalUid(u))) for u in uids]
         assert found == [[NODULE], [NODULE], [NODULE], []]
 
@@ -133,8 +134,17 @@ class TestFindings:
 
     def test_findings_of_a_folder_with_several_studies_are_nobodys(self, node, tmp_path):
         study(tmp_path / "all" / "a", patient="A"), study(tmp_path / "all" / "b", patient="B")
-        added = add_paths(node.context, [tmp_path], findings(tmp_path, "all,SCT,27925004,Nodule"))
-        assert (added.findings, added.skipped["findings of a folder with several studies"]) == (0, 1)
+        path = findings(tmp_path, "all,SCT,27925004,Nodule", "all/b,SCT,27925004,Nodule", "all,I10,R91.1,Nodule")
+        added = add_paths(node.context, [tmp_path], path)
+        assert added.findings == 1
+        assert added.left_out == [f"{path}:{n}: left out: its folder holds several studies" for n in (2, 4)]
+
+    def test_rows_that_are_left_out_are_told_in_the_order_of_the_file(self, node, tmp_path):
+        study(tmp_path / "all" / "a", patient="A"), study(tmp_path / "all" / "b", patient="B")
+        row = "SCT,27925004,Nodule"
+        path = findings(tmp_path, f"1.2.3,{row}", f"all,{row}", f"1.2.4,{row}", "1.2.3,I10,R91.1,Nodule")
+        left_out = add_paths(node.context, [tmp_path], path).left_out
+        assert [line.removeprefix(f"{path}:").split(":")[0] for line in left_out] == ["2", "3", "4", "5"]
 
     def test_findings_can_be_stated_later_of_a_study_that_is_there(self, node, tmp_path):
         uid = study(tmp_path / "a")

@@ -91,6 +91,32 @@ class TestTheFile:
         assert said in str(caught.value)
         assert "LABELS.csv" in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("header", "line"),
+        [
+            ("path;label;patient", "column 'path' is missing (columns: path;label;patient) (save it with commas)"),
+            ("path\tlabel", r"column 'path' is missing (columns: path\tlabel) (save it with commas)"),
+            ("Path,Label", "(columns: Path, Label) (names are in small letters, without spaces: 'path', not 'Path')"),
+            (
+                "path, label",
+                "(columns: path,  label) (names are in small letters, without spaces: 'label', not ' label')",
+            ),
+            ("file,label,,", "column 'path' is missing (columns: file, label)"),
+            ("", "column 'path' is missing (columns: none)"),
+            ("Doe^Jane,a.png,20240131,1.2.840.113619", "(columns: ..., a.png, ..., ...)"),  # a row, and whose
+        ],
+    )
+    def test_a_table_of_other_columns_is_told_those_that_it_has(self, tmp_path, header, line):
+        path = labels(tmp_path, "a.png;COVID;p1", header=header)
+        with pytest.raises(InputError) as caught:
+            read_labels(path)
+        assert str(caught.value).endswith(line)
+        assert "\n" not in str(caught.value)
+
+    def test_a_table_of_many_columns_is_told_some(self, tmp_path):
+        with pytest.raises(InputError, match=r"columns: c0, .*c19, and 30 more\)$"):
+            read_labels(labels(tmp_path, header=",".join(f"c{n}" for n in range(50))))
+
     def test_empty_cells_behind_the_last_column_shift_nothing(self, tmp_path):
         path = labels(tmp_path, "a.png,COVID,,,", header="path,label,,")
         assert [(r.label, r.patient) for r in read_labels(path)] == [("COVID", "")]

@@ -85,7 +85,8 @@ export function describe(node: GraphNode, data: Data): string {
   return t('graph.node', { ...values, status: statusWords(node.status) });
 }
 
-/** The verdict as its headline and why. */
+/** The verdict as its headline and why; `text` is the keyword of the view. An upload brings its own, which holds until
+ * the node is asked again. A keyword chooses cases only: the verdict stays about the whole repository, and that is said. */
 export function verdictWords(data: Data, text: string): { title: string; why: string; kind: string } | null {
   const kind = data.verdict;
   if (kind === null) return null;
@@ -95,12 +96,15 @@ export function verdictWords(data: Data, text: string): { title: string; why: st
     const reason = data.result?.reason ? ` ${t('why.reason', { reason: reasonWords(data.result.reason) })}` : '';
     return { title: t('verdict.not-searchable'), why: t('why.not-searchable') + reason, kind };
   }
+  const words = text || (data.graph?.live ? '' : (data.result?.text ?? ''));
   if (n === 0) {
-    const why = text ? t('why.nothing_found', { text }) : t('why.empty');
+    const why = words ? t('why.nothing_found', { text: words }) : t('why.empty');
     return { title: t('verdict.empty'), why, kind: 'empty' };
   }
   const title = kind === 'similar' && n === 1 ? t('verdict.similar_one') : t(`verdict.${kind}` as Key, { n });
-  return { title, why: t(`why.${kind}` as Key, { searched, ...tooFew(data, searched) }) + caution(data), kind };
+  const why = t(`why.${kind}` as Key, { searched, ...tooFew(data, searched) });
+  const filtered = words ? ` ${t('why.filtered', { text: words })}` : '';
+  return { title, why: why + filtered + caution(data), kind };
 }
 
 /** How the cases were found; a plain picture, alone without a modality, does not say who its patient is. */

@@ -37,12 +37,35 @@ test('where the model learnt from nothing like the study, that is said in every 
     data.graph = { verdict, searched: 22, nodes } as Graph;
     setLanguage('en');
     expect(verdictWords(data, '')?.why).toMatch(
-      /\. Caution: the model learnt from CT \(chest\) and was never measured on images like these: MR \(abdomen and pelvis, TOE\)\.$/,
+      /\. Caution: the model learnt from CT \(chest\) and was not taught MR \(abdomen and pelvis, TOE\)\.$/,
     );
     expect(verdictWords(data, '')?.why).not.toContain('none of the cases');
     setLanguage('es');
-    expect(verdictWords(data, '')?.why).toContain('CT (tórax)');
+    expect(verdictWords(data, '')?.why).toMatch(
+      /\. Atención: el modelo aprendió de CT \(tórax\) y no se le enseñó MR \(abdomen y pelvis, TOE\)\.$/,
+    );
   }
+});
+
+test('where a keyword chose the cases, the verdict is said to be about the whole repository', () => {
+  const data = new Data();
+  const nodes = [{ rank: 0 }, { rank: 1, modality: 'CT' }] as GraphNode[];
+  const query = { modality: 'CT', slices: 1 };
+  const why = (text: string, ofUpload: string, live: boolean) => {
+    data.result = { verdict: 'similar', searched: 22, k: 1, query, text: ofUpload } as Result;
+    data.graph = { verdict: 'similar', searched: 3, nodes, live } as Graph;
+    return verdictWords(data, text)?.why ?? '';
+  };
+  const told =
+    / Only cases with "covid" among their findings are shown\. .* the whole repository, not about these cases\.$/;
+  expect(why('covid', '', true)).toMatch(told);
+  expect(why('', 'covid', false)).toMatch(told);
+  // asked again without a keyword: all cases
+  for (const said of [why('', '', false), why('', 'covid', true)]) expect(said).not.toContain('whole repository');
+  setLanguage('es');
+  expect(why('covid', '', true)).toMatch(
+    / Solo se muestran casos con «covid» .* todo el repositorio, no a estos casos\.$/,
+  );
 });
 
 test('of a plain picture it is not said that cases of its patient are left out', () => {

@@ -245,23 +245,6 @@ def measure(embedder: Embedder, cenet: CENet, covid: LabelledData, sars: Labelle
         ``chance``, ``rows`` (name -> figures with intervals), ``sars`` rows, and the counts.
     """
     index, queries = covid.part(covid.train), covid.part(~covid.train)
-
-    def row(of_index: figures.Floats, of_queries: figures.Floats) -> Any:
-        per_query = figures.relevance(of_index, index.labels, of_queries, queries.labels)
-        return figures.with_interval(per_query, queries.labels, queries.groups)
-
-    a, b = _unit(index.images), _unit(queries.images)
-    full_a, full_b = embedder.full(a), embedder.full(b)
-    halves = embedder.pack.embedding_net.parts["activation"].stop
-    rows = {
-        MODEL_ROW: row(_compact(embedder, full_a), _compact(embedder, full_b)),
-        "before compaction (full embedding)": row(full_a, full_b),
-        **({WITHOUT_LESION: row(full_a[:, :halves], full_b[:, :halves])} if halves < full_a.shape[1] else {}),
-        "control: lungs masked out": row(
-            embedder.embed(without_lungs(cenet, a)), embedder.embed(without_lungs(cenet, b))
-        ),
-        RAW_ROW: row(figures.raw_pixels(index.images), figures.raw_pixels(queries.images)),
-    }
     other, asked = sars.part(sars.train), sars.part(~sars.train)
     pairs = {
         MODEL_ROW: (embedder.embed(_unit(other.images)), embedder.embed(_unit(asked.images))),
@@ -272,12 +255,33 @@ def measure(embedder: Embedder, cenet: CENet, covid: LabelledData, sars: Labelle
         "queries": len(queries.labels),
         "query_patients": len(np.unique(queries.groups)),
         "chance": round(figures.chance(index.labels, queries.labels), 4),
-        "rows": rows,
+        "rows": retrieval(embedder, cenet, index, queries),
         "sars_queries": len(asked.labels),
         "sars": {
             name: figures.with_interval(figures.relevance(x, other.labels, y, asked.labels), asked.labels, asked.groups)
             for name, (x, y) in pairs.items()
         },
+    }
+
+
+def retrieval(embedder: Embedder, cenet: CENet, index: LabelledData, queries: LabelledData) -> dict[str, Any]:
+    """Rows of the card's table: the pack, its full embedding, lungs masked out by ``cenet``, and raw pixels."""
+
+    def row(of_index: figures.Floats, of_queries: figures.Floats) -> Any:
+        per_query = figures.relevance(of_index, index.labels, of_queries, queries.labels)
+        return figures.with_interval(per_query, queries.labels, queries.groups)
+
+    a, b = _unit(index.images), _unit(queries.images)
+    full_a, full_b = embedder.full(a), embedder.full(b)
+    halves = embedder.pack.embedding_net.parts["activation"].stop
+    return {
+        MODEL_ROW: row(_compact(embedder, full_a), _compact(embedder, full_b)),
+        "before compaction (full embedding)": row(full_a, full_b),
+        **({WITHOUT_LESION: row(full_a[:, :halves], full_b[:, :halves])} if halves < full_a.shape[1] else {}),
+        "control: lungs masked out": row(
+            embedder.embed(without_lungs(cenet, a)), embedder.embed(without_lungs(cenet, b))
+        ),
+        RAW_ROW: row(figures.raw_pixels(index.images), figures.raw_pixels(queries.images)),
     }
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dicomnode.domain import Shows
 from dicomnode.models.networks.embedding import averages_flips
 from dicomnode.models.networks.lesion import LESION_DIM
 from dicomnode.models.training.figures import table
 
 MODEL_ROW = "this pack"
 RAW_ROW = "control: raw 32x32 pixels"
+DIM = 256  # of a vector, where the manifest says nothing else
 CURVE_COLUMNS = {  # by the name in the training's curves
     "classify": "classification loss",
     "contrast": "contrastive loss",
@@ -23,11 +25,11 @@ CURVE_COLUMNS = {  # by the name in the training's curves
 
 
 WORDS = (
-    "Words: *vector*, the 256 numbers that stand for a slice; *control*, a method that cannot see disease, for"
-    " comparison; P@10, share of the first ten that have the query's label; mAP, the same idea over the whole"
-    " order; nDCG, 1 where the order is the best possible (chance is not 0); macro, both classes weigh the same;"
-    " 95 % interval, what other patients might have given; Dice, overlap of two outlines, 1 is perfect;"
-    " compaction, the shortening from the full embedding to 256 numbers.\n"
+    "Words: *vector*, the {dim} numbers that stand for a slice; *control*, what is reached without knowledge"
+    " of disease, for comparison; P@10, share of the first ten that have the query's label; mAP, the same idea over"
+    " the whole order; nDCG, 1 where the order is the best possible (chance is not 0); macro, both classes weigh the"
+    " same; 95 % interval, what other patients might have given; Dice, overlap of two outlines, 1 is perfect;"
+    " compaction, the shortening from the full embedding to {dim} numbers.\n"
 )
 SCORE = (
     "## The score\n\n"
@@ -56,6 +58,54 @@ def render_card(name: str, status: str, about: Mapping[str, Any], architecture: 
     return "\n".join(p for p in parts if p)
 
 
+def render_own_card(name: str, status: str, about: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
+    """The card of a pack of a site's own images; ``{model_id}`` stays for the writer of the pack to fill in."""
+    parts = [
+        f"# Model card: {name}\n",
+        _summary(status, about),
+        SCORE,
+        _intended(about),
+        _architecture(architecture, about),
+        _own_data(about),
+        _own_figures(about["metrics"]),
+        _segmentation(about["dice_by_volume"], "volumes that were not trained on") if about["dice_by_volume"] else "",
+        _curves(about["curves"]),
+        _commands(about),
+    ]
+    return "\n".join(p for p in parts if p)
+
+
+def _own_data(about: Mapping[str, Any]) -> str:
+    shown = ", ".join(Shows(**one).words() for one in about["taught"])
+    told = (
+        f"The images show {shown}; answers to anything else carry a caution."
+        if shown
+        else "What the images show is not told in the manifest, so answers to other kinds of images carry no caution."
+    )
+    return (
+        f"## Training data and terms\n\n{_terms(about)}\n\nThe weights hold what these images taught: whether they may"
+        f" leave the site is for the site to say. {told}\n"
+    )
+
+
+def _own_figures(metrics: Mapping[str, Any]) -> str:
+    if not metrics:
+        return (
+            "## Retrieval\n\n**Not measured**: every image was trained on. Keep rows apart (column `split`), or measure"
+            " with other images: `dicomnode evaluate --index ... --queries ...`.\n"
+        )
+    return (
+        f"## Retrieval\n\nIndex = the {metrics['index']} images that were trained on, queries ="
+        f" {metrics['queries']} images of {metrics['query_patients']} patients that were not: {metrics['of']}. Macro"
+        " over the classes; 95 % intervals from a bootstrap over query patients. Expected P@k of a random order:"
+        f" {metrics['chance']:.3f}.\n\n{table(metrics['rows'])}\n\n"
+        "Read the masked row before the first one: the lungs (as the CE-Net segments them, widened by 4 px) were"
+        " replaced by the mean of the rest. What remains above chance there is not what the lungs show. The index is"
+        " what the model learnt from, with its labels: a repository of other cases is harder. More controls (metadata,"
+        " taught ones): `dicomnode evaluate`.\n"
+    )
+
+
 def _summary(status: str, about: Mapping[str, Any]) -> str:
     training = about["training"]
     lines = [f"`{{model_id}}`, status **{status}**, seed {training['seed']}.\n"]
@@ -64,7 +114,11 @@ def _summary(status: str, about: Mapping[str, Any]) -> str:
             f"**This pack is not finished**: {training['epochs_done']} of {training['epochs']} epochs of the joint"
             " training were done when it was built. Use it to try the software, not to judge the model.\n"
         )
-    return "\n".join([*lines, WORDS])
+    return "\n".join([*lines, WORDS.format(dim=_dim(about))])
+
+
+def _dim(about: Mapping[str, Any]) -> int:
+    return int(about.get("dim", DIM))
 
 
 def _intended(about: Mapping[str, Any]) -> str:
@@ -93,7 +147,7 @@ def _architecture(architecture: Mapping[str, Any], about: Mapping[str, Any]) -> 
         f"CE-Net (DAC, RMP) on a {encoder} encoder, and an Xception in {form} on the RMP encoding"
         f" ({x['in_channels']} channels on 7x7 at 224 px): stem {x['stem']}, entry {x['entry']}, {x['middle']} middle"
         f" blocks, exit {x['exit']}. {_widths(c, x)}\n\n"
-        f"Vector: {halves}, each of length 1,{lesion} joined ({values:,} values), PCA to 256, length"
+        f"Vector: {halves}, each of length 1,{lesion} joined ({values:,} values), PCA to {_dim(about)}, length"
         f" 1; cosine. The PCA keeps {about['variance_kept']:.1%} of the variance of the training images. Input: see"
         " `dicomnode/models/preprocess.py`; plain pictures are scaled to 224x224, CT goes through the lung window"
         " -600/1500 HU and a body-centred square.\n"
@@ -111,14 +165,17 @@ def _widths(cenet: Mapping[str, Any], xception: Mapping[str, Any]) -> str:
 
 
 def _data(about: Mapping[str, Any]) -> str:
-    rows = "\n".join(f"| {d['name']} | {d['terms']} |" for d in about["data"])
     return (
-        "## Training data and terms\n\n"
-        f"| data | terms |\n|---|---|\n{rows}\n\n"
+        f"## Training data and terms\n\n{_terms(about)}\n\n"
         f"The validation split of COVID-CT was used neither for training nor for stopping: {_epoch(about)} is shipped."
         " COVID-CT's slices were cut out of papers, ct-lung-seg is equalised to 8 bits: no labelled training image was"
         " in Hounsfield units, and how well the model finds disease in images as scanners send them was not measured.\n"
     )
+
+
+def _terms(about: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {d['name']} | {d['terms']} |" for d in about["data"])
+    return f"| data | terms |\n|---|---|\n{rows}"
 
 
 def _epoch(about: Mapping[str, Any]) -> str:
@@ -157,7 +214,9 @@ def _transfer(rows: Mapping[str, Any]) -> str:
     )
 
 
-def _segmentation(dice: Mapping[str, Mapping[int, float]]) -> str:
+def _segmentation(
+    dice: Mapping[str, Mapping[int, float]], volumes_told: str = "the held-out volumes of ct-lung-seg"
+) -> str:
     volumes = sorted({v for by in dice.values() for v in by}, key=int)  # JSON makes words of them
     head = "| | " + " | ".join(f"volume {v}" for v in volumes) + " | mean |"
     lines = [head, "|---" * (len(volumes) + 2) + "|"]
@@ -165,7 +224,7 @@ def _segmentation(dice: Mapping[str, Mapping[int, float]]) -> str:
         cells = " | ".join(f"{by[v]:.3f}" if v in by else "-" for v in volumes)
         lines.append(f"| {name} | {cells} | {sum(by.values()) / max(len(by), 1):.3f} |")
     return (
-        "## Segmentation\n\nDice of the joint network on the held-out volumes of ct-lung-seg, all slices of a volume"
+        f"## Segmentation\n\nDice of the joint network on {volumes_told}, all slices of a volume"
         " together, with the weights as shipped. The viewer shows these outlines; they are not findings.\n\n"
         + "\n".join(lines)
         + "\n"

@@ -247,13 +247,14 @@ def train_xception(
 
 
 def split_training(
-    labelled: LabelledData, share: float, seed: int, batch: int, place: str
+    labelled: LabelledData, share: float, seed: int, batch: int, place: str, *, told: bool = True
 ) -> tuple[LabelledData, LabelledData]:
-    """What is trained on, and what validates: both of the training split. Tells the counts of each class.
+    """What is trained on, and what validates: both of the training split.
 
     Parameters
     ----------
     place : where the images are from, for the errors.
+    told : tell the counts of each class.
 
     Raises
     ------
@@ -272,7 +273,8 @@ def split_training(
     if len(found) < 2:
         line = f"leaves {len(training.labels)} images to train on, of one class only, {labelled.classes[found[0]]!r}"
         raise InputError(f"{line}: two classes are needed", place=place)
-    tell_counts(labelled, validation)
+    if told:
+        tell_counts(labelled, validation)
     return training, labelled.part(validation)
 
 

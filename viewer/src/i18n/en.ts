@@ -16,7 +16,7 @@ export const en = {
   'why.similar':
     'Ranked by the likeness of their images among {searched} cases that were searched. The nearest lie about as near as the cases of this repository lie to each other.',
   'why.other_modality': 'Caution: this study is {modality}, and none of the cases shown is.',
-  'why.untaught': 'Caution: the model learnt from {taught} and was never measured on images like these: {shows}.',
+  'why.untaught': 'Caution: the model learnt from {taught} and was not taught {shows}.',
   'region.HEAD': 'head',
   'region.NECK': 'neck',
   'region.CHEST': 'chest',
@@ -34,6 +34,8 @@ export const en = {
   'why.empty':
     'The repository holds no case of another patient that may be compared with this image. As studies are added, new questions will find them.',
   'why.reason': 'Reason: {reason}',
+  'why.filtered':
+    'Only cases with "{text}" among their findings are shown. This verdict, and any p with it, is about the whole repository, not about these cases.',
   'why.nothing_found': 'No case in this repository has "{text}" among its findings.',
 
   'bar.keyword': 'Keyword',

@@ -18,7 +18,7 @@ export const es: Record<Key, string> = {
   'why.similar':
     'Ordenados por el parecido de sus imágenes entre {searched} casos buscados. Los más próximos están más o menos tan cerca como lo están entre sí los casos de este repositorio.',
   'why.other_modality': 'Atención: este estudio es {modality} y ninguno de los casos mostrados lo es.',
-  'why.untaught': 'Atención: el modelo aprendió de {taught} y nunca se midió con imágenes como estas: {shows}.',
+  'why.untaught': 'Atención: el modelo aprendió de {taught} y no se le enseñó {shows}.',
   'region.HEAD': 'cabeza',
   'region.NECK': 'cuello',
   'region.CHEST': 'tórax',
@@ -36,6 +36,8 @@ export const es: Record<Key, string> = {
   'why.empty':
     'El repositorio no contiene casos de otros pacientes que puedan compararse con esta imagen. Cuando se añadan estudios, las nuevas consultas los encontrarán.',
   'why.reason': 'Motivo: {reason}',
+  'why.filtered':
+    'Solo se muestran casos con «{text}» entre sus hallazgos. Este veredicto, y la p que lo acompañe, se refieren a todo el repositorio, no a estos casos.',
   'why.nothing_found': 'Ningún caso de este repositorio tiene «{text}» entre sus hallazgos.',
 
   'bar.keyword': 'Palabra clave',
