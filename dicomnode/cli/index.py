@@ -46,8 +46,8 @@ def add(
     Example: dicomnode index add /archive/2024 --findings diagnoses.csv
     Example: dicomnode index add teaching/LABELS.csv
     """
-    from dicomnode.workflow.ingest import Added, add_paths
-    from dicomnode.workflow.labels import add_labels, is_labels_file
+    from dicomnode.workflow.ingest import Added, add_paths, read_findings
+    from dicomnode.workflow.labels import add_labels, is_labels_file, read_labels
 
     labels = [p for p in paths if is_labels_file(p)]
     folders = [p for p in paths if not is_labels_file(p)]
@@ -56,6 +56,10 @@ def add(
     for path in folders:
         if not path.exists():
             raise UsageError("no such file or folder", place=str(path))
+    for path in labels:  # a table that cannot be used makes no vault
+        read_labels(path)
+    if findings is not None:
+        read_findings(findings)
     node = open_node(config)
     done: list[Added] = []
     with patients_in_use(node), progress_bar("studies", quiet=json) as update:
