@@ -5,7 +5,7 @@ Renders only what it is given; every number comes from a measurement of the pack
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dicomnode.domain import Shows
@@ -42,33 +42,28 @@ SCORE = (
 
 def render_card(name: str, status: str, about: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
     """The whole card; ``{model_id}`` stays for the writer of the pack to fill in."""
-    parts = [
-        f"# Model card: {name}\n",
-        _summary(status, about),
-        SCORE,
-        _intended(about),
-        _architecture(architecture, about),
-        _data(about),
-        _figures(about["metrics"]),
-        _segmentation(about["dice_by_volume"]),
-        _repeats(about),
-        _curves(about["curves"]),
-        _commands(about),
-    ]
-    return "\n".join(p for p in parts if p)
+    measured = [_data(about), _figures(about["metrics"]), _segmentation(about["dice_by_volume"]), _repeats(about)]
+    return _card(name, status, about, architecture, measured)
 
 
 def render_own_card(name: str, status: str, about: Mapping[str, Any], architecture: Mapping[str, Any]) -> str:
-    """The card of a pack of a site's own images; ``{model_id}`` stays for the writer of the pack to fill in."""
+    """The card of a pack of a site's own images."""
+    measured = [_own_data(about), _own_figures(about["metrics"])]
+    if about["dice_by_volume"]:
+        measured.append(_segmentation(about["dice_by_volume"], "volumes that were not trained on"))
+    return _card(name, status, about, architecture, measured)
+
+
+def _card(
+    name: str, status: str, about: Mapping[str, Any], architecture: Mapping[str, Any], measured: Sequence[str]
+) -> str:
     parts = [
         f"# Model card: {name}\n",
         _summary(status, about),
         SCORE,
         _intended(about),
         _architecture(architecture, about),
-        _own_data(about),
-        _own_figures(about["metrics"]),
-        _segmentation(about["dice_by_volume"], "volumes that were not trained on") if about["dice_by_volume"] else "",
+        *measured,
         _curves(about["curves"]),
         _commands(about),
     ]
