@@ -86,7 +86,8 @@ export function describe(node: GraphNode, data: Data): string {
 }
 
 /** The verdict as its headline and why; `text` is the keyword of the view. An upload brings its own, which holds until
- * the node is asked again. A keyword chooses cases only: the verdict stays about the whole repository, and that is said. */
+ * the node is asked again. A keyword chooses cases only: the verdict stays about the whole repository. So "similar" is not said of them, and of any
+ * other verdict whose it is. */
 export function verdictWords(data: Data, text: string): { title: string; why: string; kind: string } | null {
   const kind = data.verdict;
   if (kind === null) return null;
@@ -100,6 +101,10 @@ export function verdictWords(data: Data, text: string): { title: string; why: st
   if (n === 0) {
     const why = words ? t('why.nothing_found', { text: words }) : t('why.empty');
     return { title: t('verdict.empty'), why, kind: 'empty' };
+  }
+  if (words && kind === 'similar') {
+    const why = t('why.filtered_similar', { text: words }) + caution(data);
+    return { title: t('verdict.filtered', { n }), why, kind };
   }
   const title = kind === 'similar' && n === 1 ? t('verdict.similar_one') : t(`verdict.${kind}` as Key, { n });
   const why = t(`why.${kind}` as Key, { searched, ...tooFew(data, searched) });

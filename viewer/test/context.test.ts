@@ -47,25 +47,27 @@ test('where the model learnt from nothing like the study, that is said in every 
   }
 });
 
-test('where a keyword chose the cases, the verdict is said to be about the whole repository', () => {
+test('where a keyword chose the cases, the verdict of the whole repository is not said of them', () => {
   const data = new Data();
   const nodes = [{ rank: 0 }, { rank: 1, modality: 'CT' }] as GraphNode[];
   const query = { modality: 'CT', slices: 1 };
-  const why = (text: string, ofUpload: string, live: boolean) => {
-    data.result = { verdict: 'similar', searched: 22, k: 1, query, text: ofUpload } as Result;
-    data.graph = { verdict: 'similar', searched: 3, nodes, live } as Graph;
-    return verdictWords(data, text)?.why ?? '';
+  const told = (text: string, ofUpload: string, live: boolean, verdict = 'similar') => {
+    data.result = { verdict, searched: 22, k: 1, query, text: ofUpload } as Result;
+    data.graph = { verdict, searched: 3, nodes, live } as Graph;
+    const said = verdictWords(data, text);
+    return `${said?.title} | ${said?.why}`;
   };
-  const told =
-    / Only cases with "covid" among their findings are shown\. .* the whole repository, not about these cases\.$/;
-  expect(why('covid', '', true)).toMatch(told);
-  expect(why('', 'covid', false)).toMatch(told);
-  // asked again without a keyword: all cases
-  for (const said of [why('', '', false), why('', 'covid', true)]) expect(said).not.toContain('whole repository');
-  setLanguage('es');
-  expect(why('covid', '', true)).toMatch(
-    / Solo se muestran casos con «covid» .* todo el repositorio, no a estos casos\.$/,
+  const chosen =
+    'Cases with this keyword: 1 | Only cases with "covid" among their findings, ranked by the likeness of their images. How near they are is not judged.';
+  expect(told('covid', '', true)).toBe(chosen);
+  expect(told('', 'covid', false)).toBe(chosen);
+  expect(told('covid', '', true, 'none')).toMatch(
+    /^No similar case .* Only cases with "covid" .* the whole repository, not about these cases\.$/,
   );
+  // asked again without a keyword: all cases
+  for (const said of [told('', '', false), told('', 'covid', true)]) expect(said).toMatch(/^A similar case was found/);
+  setLanguage('es');
+  expect(told('covid', '', true)).toMatch(/^Casos con esta palabra clave: 1 \| Solo casos con «covid» /);
 });
 
 test('of a plain picture it is not said that cases of its patient are left out', () => {

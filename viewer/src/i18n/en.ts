@@ -9,6 +9,7 @@ export const en = {
 
   'verdict.similar': 'Similar cases found: the {n} nearest are shown',
   'verdict.similar_one': 'A similar case was found',
+  'verdict.filtered': 'Cases with this keyword: {n}',
   'verdict.none': 'No similar case in this repository',
   'verdict.repository-too-small': 'This repository is too small to tell',
   'verdict.not-searchable': 'This image could not be searched',
@@ -34,6 +35,8 @@ export const en = {
   'why.empty':
     'The repository holds no case of another patient that may be compared with this image. As studies are added, new questions will find them.',
   'why.reason': 'Reason: {reason}',
+  'why.filtered_similar':
+    'Only cases with "{text}" among their findings, ranked by the likeness of their images. How near they are is not judged.',
   'why.filtered':
     'Only cases with "{text}" among their findings are shown. This verdict, and any p with it, is about the whole repository, not about these cases.',
   'why.nothing_found': 'No case in this repository has "{text}" among its findings.',

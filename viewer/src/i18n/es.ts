@@ -11,6 +11,7 @@ export const es: Record<Key, string> = {
 
   'verdict.similar': 'Hay casos similares: se muestran los {n} más próximos',
   'verdict.similar_one': 'Hay un caso similar',
+  'verdict.filtered': 'Casos con esta palabra clave: {n}',
   'verdict.none': 'Ningún caso similar en este repositorio',
   'verdict.repository-too-small': 'El repositorio es demasiado pequeño para saberlo',
   'verdict.not-searchable': 'No se pudo buscar esta imagen',
@@ -36,6 +37,8 @@ export const es: Record<Key, string> = {
   'why.empty':
     'El repositorio no contiene casos de otros pacientes que puedan compararse con esta imagen. Cuando se añadan estudios, las nuevas consultas los encontrarán.',
   'why.reason': 'Motivo: {reason}',
+  'why.filtered_similar':
+    'Solo casos con «{text}» entre sus hallazgos, ordenados por el parecido de sus imágenes. No se juzga lo próximos que están.',
   'why.filtered':
     'Solo se muestran casos con «{text}» entre sus hallazgos. Este veredicto, y la p que lo acompañe, se refieren a todo el repositorio, no a estos casos.',
   'why.nothing_found': 'Ningún caso de este repositorio tiene «{text}» entre sus hallazgos.',
