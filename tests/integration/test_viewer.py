@@ -586,7 +586,7 @@ def test_a_picture_is_searched_too(site: Site) -> None:
     )
     page.locator("#start").click()
     page.wait_for_url(re.compile(r"/v/q/[0-9a-f]{32}#lang=es"), timeout=120_000)
-    page.wait_for_function("() => document.querySelector('.verdict')?.dataset.kind")
+    page.wait_for_function("() => document.querySelector('.verdict')?.dataset.kind", timeout=SEARCH_MS)
     assert page.evaluate("() => document.querySelector('.verdict').dataset.kind") != "not-searchable"
     expect(page.get_by_text(NOTICE["es"])).to_be_visible()
     page.context.close()
@@ -602,7 +602,8 @@ def test_a_picture_that_shows_no_slice_is_refused_with_the_reason(site: Site) ->
     )
     page.locator("#start").click()
     page.wait_for_url(re.compile(r"/v/q/[0-9a-f]{32}#lang=es"), timeout=120_000)
-    page.wait_for_function("() => document.querySelector('.verdict')?.dataset.kind === 'not-searchable'")
+    refused = "() => document.querySelector('.verdict')?.dataset.kind === 'not-searchable'"
+    page.wait_for_function(refused, timeout=SEARCH_MS)
     expect(page.locator("body")).to_contain_text("La imagen no es un corte de TC ni de RM")
     page.context.close()
 
