@@ -149,8 +149,11 @@ def add_labels(ctx: Context, path: Path, progress: Progress | None = None) -> Ad
 
 def _key_of(ctx: Context, issuer: str, folder: Path, row: LabelRow, here: Collection[PseudoUid]) -> str:
     """Key of the case of a row without a patient; of a case that is here, the key under which it was added."""
-    keys = (f"path:{path}" for path in (row.real, *_spellings(folder, row)) if here)
-    return next((key for key in keys if ctx.vault.uid(OriginalUid(f"{issuer}/{key}")) in here), f"path:{row.real}")
+    new = f"path:{row.real}"
+    if not here:
+        return new
+    keys = (new, *(f"path:{path}" for path in _spellings(folder, row)))
+    return next((key for key in keys if ctx.vault.uid(OriginalUid(f"{issuer}/{key}")) in here), new)
 
 
 def _spellings(folder: Path, row: LabelRow) -> Iterator[Path]:

@@ -66,18 +66,8 @@ def test_it_is_measured_on_the_rows_of_other_splits_and_embeds(tmp_path: Path, c
 
 
 def test_the_command_writes_it_and_a_node_can_load_it(tmp_path: Path, cenet: Path) -> None:
-    words = (
-        "--data",
-        table(tmp_path, 48),
-        "--cenet",
-        cenet,
-        "--out",
-        tmp_path / "run",
-        "--pack",
-        tmp_path / "ours",
-        "--taught",
-        "MR:HEAD",
-    )
+    words: tuple[object, ...] = ("--data", table(tmp_path, 48), "--cenet", cenet, "--out", tmp_path / "run")
+    words += ("--pack", tmp_path / "ours", "--taught", "MR:HEAD")
     done = command("train", "xception", *words, "--epochs", 1, "--max-steps", 1, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model_id"] == read_manifest(tmp_path / "ours").model_id

@@ -86,8 +86,8 @@ export function describe(node: GraphNode, data: Data): string {
 }
 
 /** The verdict as its headline and why; `text` is the keyword of the view. An upload brings its own, which holds until
- * the node is asked again. A keyword chooses cases only: the verdict stays about the whole repository. So "similar" is not said of them, and of any
- * other verdict whose it is. */
+ * the node is asked again. A keyword chooses cases only, and the verdict stays about the whole repository: so cases
+ * chosen by one are not called similar, and any other verdict says what it is about. */
 export function verdictWords(data: Data, text: string): { title: string; why: string; kind: string } | null {
   const kind = data.verdict;
   if (kind === null) return null;

@@ -65,15 +65,20 @@ def terms_of(encoder: str, weights: str | None = None) -> tuple[list[dict[str, s
     encoder : as in ``CENetConfig``.
     weights : SHA-256 of the file that a site began from instead, if it did.
     """
-    data = [dict(d) for d in DATA]
+    began, start = encoder_terms(encoder, weights)
+    return [*(dict(d) for d in DATA), *began], LICENCE.format(start=start)
+
+
+def encoder_terms(encoder: str, weights: str | None) -> tuple[list[dict[str, str]], str]:
+    """Of ``terms_of``, what the weights that the encoder began from add: rows of the data, and the licence's end."""
     if weights is not None:
-        data.append({"name": f"encoder weights of a file (SHA-256 {weights})", "terms": "those of their authors"})
-        return data, LICENCE.format(start=", and the encoder starts from weights with terms of their own")
+        row = {"name": f"encoder weights of a file (SHA-256 {weights})", "terms": "those of their authors"}
+        return [row], ", and the encoder starts from weights with terms of their own"
     if encoder == "resnet34":
-        return data, LICENCE.format(start="")
+        return [], ""
     name = encoder.capitalize()
-    data.append({"name": f"EfficientNet-{name} ImageNet weights (start of the encoder)", "terms": "Apache-2.0"})
-    return data, LICENCE.format(start=LICENCE_START.format(name=name))
+    row = {"name": f"EfficientNet-{name} ImageNet weights (start of the encoder)", "terms": "Apache-2.0"}
+    return [row], LICENCE_START.format(name=name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ from dicomnode.models.training.build import (
     MADE_OF,
     as_shipped,
     compaction_of,
+    encoder_terms,
     fit_compaction,
     load_trained,
     retrieval,
-    terms_of,
 )
 from dicomnode.models.training.card import MODEL_ROW, render_own_card
 from dicomnode.models.training.cenet import dice_by_volume
@@ -157,4 +157,4 @@ def _data_of(
         volumes = len(np.unique(masks.volumes[used]))
         rows.append({"name": f"{int(used.sum())} outlined slices of {volumes} volumes", "terms": "the site's"})
     rows.append({"name": "what the CE-Net was trained on before", "terms": "those of that data"})
-    return [*rows, *(d for d in terms_of(encoder, encoder_weights)[0] if "encoder" in d["name"])]
+    return [*rows, *encoder_terms(encoder, encoder_weights)[0]]

@@ -26,11 +26,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from dicomnode.errors import InputError, StorageFull
+from dicomnode.models.manifest import RUN_CHECKPOINT
 from dicomnode.models.training.progress import steps_bar
 
 log = structlog.get_logger(__name__)
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = RUN_CHECKPOINT
 BEST = "best.pt"
 CURVES = "curves.json"
 TABLE = "curves.csv"
