@@ -450,6 +450,32 @@ def test_a_search_can_be_cancelled(site: Site, tmp_path: Path) -> None:
     page.context.close()
 
 
+def test_the_keyword_of_a_search_stays_when_more_cases_are_asked_for(site: Site) -> None:
+    page = site.page()
+    page.goto(f"{site.node.url}/v/")
+    page.locator("#pick-files").set_input_files([str(p) for p in site.study])
+    page.locator("#upload-text").fill("effusion")
+    page.locator("#start").click()
+    page.wait_for_url(re.compile(r"/v/q/[0-9a-f]{32}"), timeout=SEARCH_MS)
+    rests(page)
+    expect(page.locator("#keyword")).to_have_value("effusion")
+    page.get_by_role("tab", name="List").click()
+    rows = page.locator("#panel-list tbody tr")
+    chosen = rows.count()
+    page.locator("#k").press("ArrowRight")
+    page.wait_for_function("() => /k=\\d+&text=effusion/.test(location.hash)")
+    expect(page.locator(".line")).to_contain_text("asked now")
+    expect(page.locator("#keyword")).to_have_value("effusion")
+    expect(rows).to_have_count(chosen)  # all that there are: more may be asked for, others never come
+    for n in range(chosen):
+        expect(rows.nth(n)).to_contain_text("Pleural effusion")
+    page.locator(".keyword-clear").click()
+    page.wait_for_function("() => !location.hash.includes('text=')")
+    expect(rows.filter(has_not_text="Pleural effusion").first).to_be_visible()
+    expect(page.locator("#keyword")).to_have_value("")
+    page.context.close()
+
+
 def test_a_slice_that_is_here_is_shown_within_30_ms(site: Site) -> None:
     page = opened(site.page(), f"{site.link}#case=1&tab=compare")
     page.wait_for_function("() => [...document.querySelectorAll('.pane-image')].filter(c => c.width > 0).length === 2")

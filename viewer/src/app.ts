@@ -1,7 +1,7 @@
 /* The view of a result: loads it, keeps graph, panels and address in step. Knows the API and the view, draws nothing. */
 
 import { type Api, ApiError, type CaseDetail, type GraphNode, isAbort } from './api';
-import { type Context, Data, describe, passes, QUERY, verdictWords } from './context';
+import { asking, type Context, Data, describe, keywordOf, passes, QUERY, verdictWords } from './context';
 import { fill, h } from './dom';
 import { GraphView } from './graph';
 import { date, type Key, language, number, setLanguage, similarity, t, tn } from './i18n';
@@ -258,7 +258,7 @@ export class ResultApp implements Context {
       fill(over, h('div', { class: 'rings', 'aria-hidden': 'true' }, h('span', {}), h('span', {}), h('span', {})));
     } else if (words && data.cases.length === 0) {
       const clear = h('button', { type: 'button', class: 'button' }, t('keyword.back'));
-      clear.addEventListener('click', () => store.set({ text: '' }));
+      clear.addEventListener('click', () => store.set(asking(data.result, store.view, { text: '' })));
       fill(
         over,
         h(
@@ -266,7 +266,7 @@ export class ResultApp implements Context {
           { class: 'over-box' },
           h('h2', {}, words.title),
           h('p', {}, words.why),
-          store.view.text !== '' && clear,
+          keywordOf(data.result, store.view) !== '' && clear,
         ),
       );
     } else if (hidden > 0 && hidden === data.cases.length) {
@@ -380,9 +380,12 @@ export class ResultApp implements Context {
     const tabs = new Tabs(this, { case: cases.root, compare: compare.root, list: list.root, query: query.root });
     const bar = new Bar(this, actions);
     const back = h('button', { type: 'button', class: 'button', id: 'back' }, icon('back'), t('graph.back'));
-    back.addEventListener('click', () =>
-      this.store.set({ from: null, selected: null, place: null, hidden: [], findings: [] }),
-    );
+    back.addEventListener('click', () => {
+      const { data, store } = this;
+      const text = store.view.text || (data.result?.text ?? '');
+      const asked = asking(data.result, { ...store.view, from: null }, { text });
+      store.set({ ...asked, from: null, selected: null, place: null, hidden: [], findings: [] });
+    });
     const crumb = h(
       'nav',
       { class: 'crumb', 'aria-label': t('graph.from'), hidden: true },

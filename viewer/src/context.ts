@@ -4,7 +4,7 @@ import type { Api, CaseDetail, Finding, Graph, GraphNode, Result, Session, Shown
 import type { Key } from './i18n';
 import { has, similarity, t, tn } from './i18n';
 import { reason as reasonWords } from './i18n/reasons';
-import type { Store, View } from './state';
+import { K_MIN, type Store, type View } from './state';
 import type { Thumbnails } from './thumbnails';
 
 export const QUERY = 'query';
@@ -63,6 +63,25 @@ export function passes(node: GraphNode, view: View): boolean {
   if (node.rank === 0) return true;
   if (view.hidden.includes(node.status)) return false;
   return view.findings.length === 0 || node.findings.some((f) => view.findings.includes(findingKey(f)));
+}
+
+/** The keyword that chose the cases: the view's, or the one that an upload brought, where its stored answer is shown. */
+export function keywordOf(result: Result | null, view: View): string {
+  const stored = view.k === null && view.from === null;
+  return view.text || (stored ? (result?.text ?? '') : '');
+}
+
+/** A view's k and keyword once one of them is changed; what is not changed stays, an upload's own keyword too. As many
+ * as are stored, by the keyword of the upload, and nothing else asked: that is the stored answer itself. */
+export function asking(
+  result: Result | null,
+  view: View,
+  change: { k?: number; text?: string },
+): Pick<View, 'k' | 'text'> {
+  const text = change.text ?? keywordOf(result, view);
+  const k = change.k ?? view.k ?? (result && Math.max(K_MIN, result.k));
+  const stored = view.from === null && result !== null && k === result.k && text === result.text;
+  return stored ? { k: null, text: '' } : { k, text };
 }
 
 export function statusWords(status: Status): string {

@@ -1,7 +1,8 @@
 import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest';
 import type { Graph, GraphNode, Result } from '../src/api';
-import { Data, methodWords, verdictWords } from '../src/context';
+import { asking, Data, keywordOf, methodWords, verdictWords } from '../src/context';
 import { setLanguage } from '../src/i18n';
+import { START } from '../src/state';
 
 beforeAll(() => vi.stubGlobal('document', { documentElement: {} }));
 afterEach(() => setLanguage('en'));
@@ -78,4 +79,30 @@ test('of a plain picture it is not said that cases of its patient are left out',
   setLanguage('es');
   expect(methodWords(of('MR'))).toContain('se excluyen los del mismo paciente');
   expect(methodWords(of(''))).toContain('el mismo paciente puede estar entre los casos');
+});
+
+test('the keyword that an upload brought stays while other things are changed', () => {
+  const brought = { k: 20, text: 'covid' } as Result;
+  const plain = { k: 20, text: '' } as Result;
+  expect(keywordOf(brought, START)).toBe('covid');
+  expect(keywordOf(plain, START)).toBe('');
+  const more = asking(brought, START, { k: 50 });
+  expect(more).toEqual({ k: 50, text: 'covid' });
+  expect(asking(plain, START, { k: 50 })).toEqual({ k: 50, text: '' });
+  const without = asking(brought, START, { text: '' });
+  expect(without).toEqual({ k: 20, text: '' });
+  expect(keywordOf(brought, { ...START, ...without })).toBe(''); // dropped by who looks: not put back
+  const few = { k: 3, text: '' } as Result;
+  expect(asking(few, START, { text: 'covid' })).toEqual({ k: 5, text: 'covid' });
+});
+
+test('the stored answer is shown again where it is what is asked for', () => {
+  const brought = { k: 20, text: 'covid' } as Result;
+  const stored = { k: null, text: '' };
+  expect(asking(brought, { ...START, k: 50, text: 'covid' }, { k: 20 })).toEqual(stored);
+  expect(asking(brought, { ...START, k: 20 }, { text: 'covid' })).toEqual(stored);
+  expect(asking({ k: 20, text: '' } as Result, { ...START, k: 20, text: 'covid' }, { text: '' })).toEqual(stored);
+  const fromACase = { ...START, from: 'c', k: 50, text: 'covid' };
+  expect(asking(brought, fromACase, { k: 20 })).toEqual({ k: 20, text: 'covid' });
+  expect(asking(null, START, { text: 'covid' })).toEqual({ k: null, text: 'covid' });
 });

@@ -1,7 +1,7 @@
 /* The top of the page: the product, the verdict in words, the notice that never leaves the view, and the controls. */
 
 import type { Session } from '../api';
-import { type Context, verdictWords } from '../context';
+import { asking, type Context, keywordOf, verdictWords } from '../context';
 import { fill, h } from '../dom';
 import { LANGUAGES, type Language, language, number, t } from '../i18n';
 import { brandMark, icon } from '../icons';
@@ -136,7 +136,7 @@ export class Bar {
       this.title.dataset.kind = words.kind;
     }
     document.title = `${words?.title ?? t('app.title')} · dicomnode`;
-    if (document.activeElement !== this.keyword) this.keyword.value = store.view.text;
+    if (document.activeElement !== this.keyword) this.keyword.value = keywordOf(data.result, store.view);
     this.clear.hidden = this.keyword.value === '';
     const k = Math.min(K_MAX, Math.max(K_MIN, store.view.k ?? data.result?.k ?? 10));
     if (document.activeElement !== this.k || this.timer === 0) this.showK(k);
@@ -203,17 +203,14 @@ export class Bar {
     );
   }
 
-  /** As many as are stored, and nothing else asked: that is the stored answer itself. */
   private choose(k: number): void {
     const { store, data } = this.context;
-    const stored = k === data.result?.k && store.view.text === '' && store.view.from === null;
-    store.set({ k: stored ? null : k });
+    store.set(asking(data.result, store.view, { k }));
   }
 
   private ask(text: string): void {
     const { store, data } = this.context;
-    const k = store.view.k ?? (text && data.result ? Math.max(K_MIN, data.result.k) : null);
-    store.set({ text, k });
+    store.set(asking(data.result, store.view, { text }));
   }
 
   private async copy(): Promise<void> {
