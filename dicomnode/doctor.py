@@ -393,8 +393,9 @@ def route(node: Node, file: Path) -> Iterator[Diagnosis]:
         prepare_dicom(file)
     except DicomnodeError as exc:
         yield Diagnosis("route", State.WARN, f"could not be searched with: {exc.line}", exc.advice)
-    else:
-        yield Diagnosis("route", State.OK, "could be searched with")
+        yield from _not_searchable(node, "none of its slices could be used")
+        return
+    yield Diagnosis("route", State.OK, "could be searched with")
     for title in node.settings.dicom.ae_titles:
         kept = "kept in the repository" if title.role.keeps else "not kept"
         answered = "answered" if title.role.answers else "not answered"

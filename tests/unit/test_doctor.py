@@ -303,7 +303,10 @@ def test_a_node_whose_results_nobody_takes_is_warned(node):
     [
         ({}, ["de-identified", "searched with", "kept in the repository and answered"]),
         ({"BurnedInAnnotation": "YES"}, ["held in quarantine"]),
-        ({"RescaleSlope": None, "RescaleIntercept": None}, ["de-identified", "could not be searched", "kept"]),
+        (
+            {"RescaleSlope": None, "RescaleIntercept": None},
+            ["de-identified", "could not be searched", "alone would be held as not-searchable: none of its slices"],
+        ),
     ],
 )
 def test_the_way_of_a_file_is_told_beforehand(node, tmp_path, attributes, said):
