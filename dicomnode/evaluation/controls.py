@@ -107,14 +107,35 @@ def lungs_masked(images: Pixels, find: Callable[[Pixels], Bools]) -> Pixels:
     return out
 
 
+class Lungs:
+    """A way to find lungs, which counts the images on which it found none.
+
+    Attributes
+    ----------
+    without : number of such images so far.
+    """
+
+    def __init__(self, find: Callable[[Pixels], Bools]) -> None:
+        self._find = find
+        self.without = 0
+
+    def __call__(self, images: Pixels) -> Bools:
+        """bool [n, 224, 224] of images float32 [n, 224, 224]."""
+        found = self._find(images)
+        self.without += int((~found.any(axis=(1, 2))).sum())
+        return found
+
+
 def cenet_lungs(checkpoint: Path) -> Callable[[Pixels], Bools]:
     """Finds lungs with the CE-Net of a ``train cenet`` or ``train xception`` checkpoint: bool [n, 224, 224].
 
     Raises
     ------
     InputError
-        Not such a checkpoint.
+        No such file, not such a checkpoint, or weights that are NaN or infinite.
     """
+    if not checkpoint.is_file():
+        raise InputError("no such file", place=str(checkpoint), advice="--lung-model RUN/checkpoint.pt")
     state = load_checkpoint(checkpoint)
     try:
         identity = state["identity"]
@@ -123,6 +144,8 @@ def cenet_lungs(checkpoint: Path) -> Callable[[Pixels], Bools]:
         net.load_state_dict(state["modules"]["cenet"])
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as e:
         raise InputError("is not a checkpoint of 'train cenet' or 'train xception'", place=str(checkpoint)) from e
+    if not all(bool(torch.isfinite(w).all()) for w in net.state_dict().values() if w.is_floating_point()):
+        raise InputError("holds weights that are NaN or infinite", place=str(checkpoint))
     net.eval()
 
     def find(images: Pixels) -> Bools:

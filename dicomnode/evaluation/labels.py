@@ -7,6 +7,7 @@ changes a file. Images are read by the product's own ``prepare_file``: DICOM, PN
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ def read_rows(path: Path, checks: Checks, *, needed: Sequence[str] = NEEDED) -> 
     ------
     InputError
         No such file, not CSV, a column missing or there twice, a row with more cells than the header, no rows, an
-        empty path or label, or one image with two labels.
+        empty path or label, one image with two labels, or a column that seems to mean ``patient``.
     """
     records, names = _records(path)
     lacking = [c for c in needed if c not in names]
@@ -104,6 +105,12 @@ def read_rows(path: Path, checks: Checks, *, needed: Sequence[str] = NEEDED) -> 
         found = ", ".join(names) or "none"
         raise InputError(f"column {lacking[0]!r} is missing (columns: {found})", place=str(path))
     unused = [c for c in names if c not in KNOWN]
+    if "patient" not in names and (meant := difflib.get_close_matches("patient", map(str.casefold, unused), 1, 0.8)):
+        written = next(c for c in unused if c.casefold() == meant[0])
+        line = (
+            f"column {written!r} is not known and looks like 'patient', without which a patient's own images are hits"
+        )
+        raise InputError(line, place=str(path), advice="call it 'patient', or leave it out")
     if unused:
         checks.notes.append(f"{path}: column {', '.join(map(repr, unused))} is not known and not used")
     rows: dict[Path, Row] = {}

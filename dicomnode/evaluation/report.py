@@ -113,7 +113,7 @@ def class_lines(result: Mapping[str, Any]) -> list[Line]:
     return sorted(made, key=lambda line: line.name.partition(": ")[0])
 
 
-def render(result: Mapping[str, Any], pictures: Sequence[tuple[str, Path]], about: str = "") -> str:
+def render(result: Mapping[str, Any], pictures: Sequence[tuple[str, Path]], about: str = "", made: str = "") -> str:
     """The page.
 
     Parameters
@@ -121,6 +121,7 @@ def render(result: Mapping[str, Any], pictures: Sequence[tuple[str, Path]], abou
     result : the object of ``evaluate --json``.
     pictures : caption and PNG file of each figure.
     about : what the protocol is, in words.
+    made : when and by which version; "": not told.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dicomnode.evaluation"),
@@ -135,9 +136,13 @@ def render(result: Mapping[str, Any], pictures: Sequence[tuple[str, Path]], abou
     return environment.get_template("report.html").render(
         result=result,
         about=about,
+        made=made,
         columns=[name for name, _ in COLUMNS],
         lines=lines(result),
         class_lines=class_lines(result),
         words=plain_words(result),
         pictures=shown,
+        models=[
+            (row["name"], row.get("model_id") or row.get("recipe", {}).get("model_id", "")) for row in result["packs"]
+        ],
     )

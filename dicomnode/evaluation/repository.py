@@ -9,13 +9,14 @@ status asks nothing. What a list misses and what chance reaches is counted over 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 
 from dicomnode.domain import Case, Finding, FindingStatus, Pseudonym, PseudoUid
@@ -28,7 +29,10 @@ from dicomnode.index.repository import VectorIndex
 
 log = structlog.get_logger(__name__)
 
+Vectors = npt.NDArray[np.float32]
+
 NO_FINDING = "no finding"
+DRAWN_CLASSES = 5  # on a map, before "other findings" and "unknown": as many as its colours tell apart
 PREFERRED = ("SCT", "I10C", "I10", "I9C")  # whose words name a class, where a study has several systems
 
 
@@ -182,10 +186,37 @@ def _chance_of(shares: Floats, n: int) -> tuple[float, float]:
     return float(shares.mean()), metrics.random_ap(shares, reached) / float(reached[0])
 
 
+def study_points(index: VectorIndex, studies: Sequence[KnownStudy]) -> tuple[Vectors, metrics.Strings]:
+    """For a map: the mean vector of each study that has vectors, float32 [n, dim], each of length 1; and its class.
+
+    Classes beyond the most frequent are drawn as one, "other findings"; a study of unknown status is "unknown".
+    """
+    counts = Counter(s.label for s in studies if s.codes)
+    named = {label for label, _ in counts.most_common(DRAWN_CLASSES)}
+    means, labels = [], []
+    for study in studies:
+        query = stored_query(index, study)
+        if query is None:
+            continue
+        mean = query.vectors.mean(axis=0, dtype=np.float64)
+        means.append(mean / (np.linalg.norm(mean) or 1.0))
+        label = study.label if study.label in named else "other findings"
+        labels.append(label if study.codes else "unknown")
+    return np.array(means, dtype=np.float32), np.array(labels)
+
+
 def evaluate_repository(
-    index: VectorIndex, studies: Sequence[KnownStudy], progress: Callable[[int, int], None] | None = None
+    index: VectorIndex,
+    studies: Sequence[KnownStudy],
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    name: str = "",
 ) -> dict[str, Any]:
     """The object of ``evaluate --repository --json``: contract keys, with counts of what could not be asked.
+
+    Parameters
+    ----------
+    name : what the pack is called in words; its model_id where nothing is given.
 
     Raises
     ------
@@ -225,7 +256,7 @@ def evaluate_repository(
         "n_queries": len(table.ap),
         "n_queries_counted": int(table.counted.sum()),
         "n_query_patients": len(np.unique(table.clusters)),
-        "packs": [metrics.row_of(index.store.model_id, table)],
+        "packs": [{**metrics.row_of(name or index.store.model_id, table), "model_id": index.store.model_id}],
         "controls": [_chance(judged, table)],
         "precision_undefined": {str(k): n for k, n in undefined.items()},
         "notes": _notes(studies, judged, without, undefined),

@@ -180,7 +180,8 @@ def evaluate(
     began = time.monotonic()
     check_pair(index, queries, checks, place=name)
     find = controls.cenet_lungs(options.lung_model) if options.lung_model else controls.classical_lungs
-    extractors = _extractors(packs, find, index, options)
+    lungs = controls.Lungs(find)
+    extractors = _extractors(packs, lungs, index, options)
     total = len(index) + len(queries)
     tell = progress or (lambda _done, _total: None)
     index, of_index = _features(index, extractors, checks, lambda done: tell(done, total))
@@ -195,6 +196,8 @@ def evaluate(
     first = packs[0]
     asked = measured[0].tables[0].counted
     beside = _controls(task, first, asked, of_index, of_queries, options, checks) if options.controls else []
+    if lungs.without:
+        checks.notes.append(f"{MASKED}: no lung was found on {lungs.without} of {total} images, which stay as they are")
     log.info("evaluated", slices=len(queries), seconds=round(time.monotonic() - began, 1))
     classes, counts = np.unique([r.label for r in index], return_counts=True)
     return Evaluation(
@@ -225,7 +228,7 @@ def _calibration(index: Sequence[Row]) -> Pixels:
 
 
 def _extractors(
-    packs: Sequence[Candidate], find: Callable[[Pixels], metrics.Bools], index: Sequence[Row], options: Options
+    packs: Sequence[Candidate], lungs: controls.Lungs, index: Sequence[Row], options: Options
 ) -> dict[str, Extractor]:
     names = [c.name for c in packs]
     if len(set(names)) < len(names):
@@ -236,7 +239,7 @@ def _extractors(
     if not options.controls:
         return found
     found |= {HISTOGRAM: controls.histogram, MEAN: controls.intensity}
-    found[MASKED] = lambda images: first.embed(controls.lungs_masked(images, find))
+    found[MASKED] = lambda images: first.embed(controls.lungs_masked(images, lungs))
     found[BORDER] = lambda images: first.embed(controls.border_only(images))
     if first.twin is not None:
         calibration = _calibration(index)
@@ -336,6 +339,10 @@ def _controls(
     seeds = options.drawn
     drawn = [f"{RANDOM} {s}" for s in seeds if f"{RANDOM} {s}" in index]  # none of a pack of another kind
     twins = [cosine_ranker(index[name], queries[name]) for name in drawn]
+    if not twins:
+        checks.notes.append(
+            f"control left out: {RANDOM}, as a network of the kind of {first.name} cannot be drawn anew"
+        )
     return [
         made("metadata", [distance_ranker(a, b)], "nearest by " + ", ".join(names)),
         made(SMALL, cosine(SMALL), "centred, cosine"),

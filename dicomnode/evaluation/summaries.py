@@ -15,7 +15,7 @@ import numpy as np
 
 from dicomnode.errors import InputError
 from dicomnode.evaluation import metrics
-from dicomnode.evaluation.ledger import DECIMALS, PER_QUERY, Entry
+from dicomnode.evaluation.ledger import DECIMALS, PER_QUERY, Entry, pack_of_control
 
 COMPARED = ("precision@10", "ap", "ndcg@10")
 TITLES = {
@@ -33,7 +33,9 @@ Figure = Mapping[str, Any]  # {"mean", "ci": [low, high]}
 LEGEND = """\
 P@10 is the share of the first ten slices that have the query's label, no accuracy of a diagnosis. In brackets 95 %
 intervals over patients (volumes or blocks of files, where the data names no patients), in parentheses the lowest and
-highest of repeated trainings (seeds). *A minus this* above 0: A is better, shown where the interval does not hold 0.
+highest of repeated trainings (seeds). *A minus this* above 0: A is better, shown where the interval does not hold 0; of
+rows that were trained it is taken over the seeds that both have, which are named where A has more. The interval is over
+patients: what another training would change comes on top of it, most where a difference is of one seed.
 *full*: before compaction. *control*: what is reached without knowledge of disease. *permuted labels*: chance."""
 _MOST_CLASSES = 4  # side by side in a table; of more, each has a line
 
@@ -54,7 +56,9 @@ class Summary:
     ----------
     figures : name of ``PER_QUERY`` -> {"mean", "ci"} of the mean of seeds, over patients.
     spread : name -> [lowest, highest] of the seeds' own means.
-    differences : name of ``COMPARED`` -> {"mean", "ci"} of the reference minus this, paired; None for the reference.
+    differences : name of ``COMPARED`` -> {"mean", "ci"} of the reference minus this, paired; None for the reference,
+        and where both were trained and have no seed in common.
+    of_seeds : the reference's seeds that ``differences`` are of, where they are not all of its seeds.
     by_class : label -> figures of the queries with that label.
     curves : "all" and each class -> "precision" and "recall" at k = 1 to 50, mean of seeds; empty where
         one lacks them.
@@ -67,6 +71,7 @@ class Summary:
     figures: Mapping[str, Figure]
     spread: Mapping[str, list[float]]
     differences: Mapping[str, Figure] | None
+    of_seeds: tuple[int, ...]
     by_class: Mapping[str, OfClass]
     curves: Mapping[str, Mapping[str, list[float]]]
 
@@ -114,7 +119,7 @@ class _Protocol:
 
     def summary(self, method: str, reference: str | None) -> Summary:
         group, values = self.by_method[method], self.values[method]
-        apart = None if reference is None or method == reference else self.values[reference] - values
+        apart, of_seeds = self._apart(method, reference)
         seeds = np.array([metrics.macro(_values(e), self.classes) for e in group])
         return Summary(
             method=method,
@@ -124,12 +129,30 @@ class _Protocol:
             figures=dict(zip(PER_QUERY, metrics.figures_of(values, self.classes, self.clusters), strict=True)),
             spread={n: [float(seeds[:, i].min()), float(seeds[:, i].max())] for i, n in enumerate(PER_QUERY)},
             differences=None if apart is None else self.compared(apart),
+            of_seeds=of_seeds,
             by_class={
                 str(c): OfClass(self.compared(values, c), None if apart is None else self.compared(apart, c))
                 for c in np.unique(self.classes)
             },
             curves=_mean_curves(group),
         )
+
+    def _apart(self, method: str, reference: str | None) -> tuple[metrics.Floats | None, tuple[int, ...]]:
+        """The reference minus a method, [queries, len(PER_QUERY)], and the reference's seeds where they are not all.
+
+        Trainings of one method vary as much as methods do: so seeds are compared with the same seeds, which share
+        their CE-Net and their draws. A method without a training stands beside the mean of all.
+        """
+        if reference is None or method == reference:
+            return None, ()
+        its, mine = self.by_method[reference], self.by_method[method]
+        shared = {e["seed"] for e in its} & {e["seed"] for e in mine}
+        if not (_varies(its) and _varies(mine)) or (len(shared) == len(its) == len(mine)):
+            return self.values[reference] - self.values[method], ()
+        if not shared:
+            return None, ()
+        means = [np.mean([_values(e) for e in group if e["seed"] in shared], axis=0) for group in (its, mine)]
+        return means[0] - means[1], tuple(sorted(shared)) if len(shared) < len(its) else ()
 
 
 def summaries(entries: Iterable[Entry], references: Sequence[str] = ()) -> list[Summary]:
@@ -146,9 +169,16 @@ def summaries(entries: Iterable[Entry], references: Sequence[str] = ()) -> list[
     """
     protocol = _Protocol.of(entries)
     order = protocol.order()
-    packs = [m for m in order if protocol.by_method[m][0]["kind"] == "pack"]
-    reference = next((m for m in (*references, *packs) if m in protocol.by_method), None)
-    return [protocol.summary(method, reference) for method in order]
+    kinds = [(method, protocol.by_method[method][0]["kind"]) for method in order]
+    reference = _reference(kinds, references)
+    return [protocol.summary(method, reference or None) for method in order]
+
+
+def _reference(rows: Iterable[tuple[str, str]], references: Sequence[str]) -> str:
+    """Of methods and their kinds, in order: the first reference that is there, else the first pack; "" without one."""
+    kinds = dict(rows)
+    packs = [method for method, kind in kinds.items() if kind == "pack"]
+    return next((m for m in (*references, *packs) if m in kinds), "")
 
 
 def _not_comparable(entry: Entry, first: Entry) -> str:
@@ -170,6 +200,13 @@ def _counted(entry: Entry) -> tuple[str, str]:
     data = entry["data"]
     classes = ", ".join(f"{n} {label}" for label, n in sorted(data["index_classes"].items()))
     return f"{data['n_index']} slices of {data['index_patients']} patients", classes
+
+
+def _varies(group: Sequence[Entry]) -> bool:
+    """Whether another seed gives other figures: of a training, or of a control that a trained pack takes part in."""
+    recipe = group[0]["recipe"]
+    trained = group[0]["kind"] == "pack" and bool(recipe.get("training") or recipe.get("run"))
+    return trained or len(group) > 1 or pack_of_control(group[0]) is not None
 
 
 def _note(group: Sequence[Entry]) -> str:
@@ -207,7 +244,7 @@ def markdown(entries: Sequence[Entry], references: Sequence[str] = ()) -> str:
 def _protocol_tables(group: Sequence[Entry], references: Sequence[str]) -> str:
     data, query = group[0]["data"], group[0]["query"]
     rows = summaries(group, references)
-    against = next((r.method for r in rows if r.differences is None), "")
+    against = _reference(((r.method, r.kind) for r in rows), references)
     main = ("ndcg@10",) if data["graded"] else ("precision@10", "ap")
     counted = sum(v is not None for v in query["ap"])
     said = (
@@ -220,14 +257,16 @@ def _protocol_tables(group: Sequence[Entry], references: Sequence[str]) -> str:
     lines = [f"### {group[0]['title']}", "", said, "", head, "|---" * (2 + len(TITLES) + len(main)) + "|"]
     for row in rows:
         cells = [_cell(row, name) for name in TITLES]
-        cells += ["" if row.differences is None else interval(row.differences[n], signed=True) for n in main]
+        cells += [_apart_cell(row, row.differences, n, against) for n in main]
         note = f" ({row.note})" if row.note else ""
         lines.append(f"| {row.method}{note} | {len(row.seeds)} | " + " | ".join(cells) + " |")
     many = len(rows[0].by_class) > _MOST_CLASSES
-    return "\n".join([*lines, "", *(_table_of_classes(rows, against, main) if many else _class_table(rows, main))])
+    return "\n".join(
+        [*lines, "", *(_table_of_classes(rows, against, main) if many else _class_table(rows, against, main))]
+    )
 
 
-def _class_table(rows: Sequence[Summary], main: Sequence[str]) -> list[str]:
+def _class_table(rows: Sequence[Summary], against: str, main: Sequence[str]) -> list[str]:
     labels = list(rows[0].by_class)
     head = "".join(f" {label}: {TITLES[n]} | A minus this |" for label in labels for n in main)
     lines = [f"| by class |{head}", "|---" * (1 + 2 * len(labels) * len(main)) + "|"]
@@ -236,7 +275,7 @@ def _class_table(rows: Sequence[Summary], main: Sequence[str]) -> list[str]:
         for of_class in row.by_class.values():
             apart = of_class.differences
             for n in main:
-                cells += [interval(of_class.figures[n]), "" if apart is None else interval(apart[n], signed=True)]
+                cells += [interval(of_class.figures[n]), _apart_cell(row, apart, n, against)]
         lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
     return lines
 
@@ -270,6 +309,15 @@ def _best(rows: Sequence[Summary], label: str, name: str) -> str:
         return "-"
     best = max(found, key=lambda one: one[0])[1]
     return f"{interval(best.by_class[label].figures[name])} {best.method}"
+
+
+def _apart_cell(row: Summary, differences: Mapping[str, Figure] | None, name: str, against: str) -> str:
+    if row.method == against:
+        return ""
+    if differences is None:
+        return "no seed in common"
+    seeds = f" (seed {', '.join(map(str, row.of_seeds))})" if row.of_seeds else ""
+    return interval(differences[name], signed=True) + seeds
 
 
 def _cell(row: Summary, name: str) -> str:

@@ -27,29 +27,39 @@ log = structlog.get_logger(__name__)
 # Larger tensors are mapped and unmapped by the allocator at each layer, which costs as much as the arithmetic.
 BATCH_CPU = 2
 BATCH_CUDA = 128
-DEVICES = ("auto", "cpu", "cuda")
 
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 
 def choose_device(wanted: str) -> str:
-    """``auto`` -> "cuda" where there is one, else "cpu"; an explicit device must exist.
+    """``auto`` -> "cuda" where there is one, else "cpu"; an explicit device must exist; "cuda:1" is the second.
 
     Raises
     ------
     PackError
-        CUDA was asked for and there is none, or the word is unknown.
+        CUDA was asked for and there is none or not so many, or the word is unknown.
     """
-    if wanted not in DEVICES:
-        raise PackError(f"unknown device {wanted!r}", place="[models] device", advice="auto, cpu or cuda")
-    if wanted == "cpu":
+    kind, colon, number = wanted.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise PackError(f"unknown device {wanted!r}", place="[models] device", advice="auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
         return "cpu"
     if torch.cuda.is_available():
-        return "cuda"
-    if wanted == "cuda":
+        if number and int(number) >= (there := torch.cuda.device_count()):
+            last = f"cuda:{there - 1}"
+            raise PackError(
+                f"there is no {wanted}, the last is {last}", place="[models] device", advice=f"set it to {last}"
+            )
+        return "cuda" if kind == "auto" else wanted
+    if kind == "cuda":
         raise PackError("no CUDA device is available", place="[models] device", advice="set it to auto or cpu")
     return "cpu"
+
+
+def batch_on(device: str) -> int:
+    """How many slices are embedded at once on a device."""
+    return BATCH_CUDA if device.startswith("cuda") else BATCH_CPU
 
 
 class Embedder:
@@ -59,7 +69,7 @@ class Embedder:
     ----------
     model_id : identity of the pack; every vector carries it.
     dim : dimension of the vectors.
-    device : "cpu" or "cuda".
+    device : "cpu", "cuda" or "cuda:N".
     """
 
     def __init__(self, pack: Pack, device: str) -> None:
@@ -150,6 +160,6 @@ class Embedder:
         return np.ascontiguousarray(images, dtype=np.float32)
 
     def _batches(self, images: Floats) -> Iterator[tuple[int, torch.Tensor]]:
-        size = BATCH_CUDA if self.device == "cuda" else BATCH_CPU
+        size = batch_on(self.device)
         for at in range(0, len(images), size):
             yield at, torch.from_numpy(images[at : at + size]).to(self.device)

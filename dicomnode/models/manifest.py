@@ -145,7 +145,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise PackError("is not a model pack: it has no manifest.json", place=str(folder), advice="see [models] pack")
+        raise PackError(f"is not a model pack: it holds no {MANIFEST}", place=str(folder), advice="see [models] pack")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         version = raw["format"]
@@ -218,7 +218,9 @@ def find_pack(name: str, folders: Iterable[Path] = PACK_FOLDERS) -> Path:
         line, advice = f"{name} is the folder of a training, not a pack", "dicomnode train xception --pack writes one"
         raise PackError(line, place="[models] pack", advice=advice)
     known = ", ".join(sorted({m.parent.name for f in folders for m in f.glob(f"[!.]*/{MANIFEST}")})) or "none"
-    raise PackError(f"no model pack is called {name!r}", place="[models] pack", advice=f"known packs: {known}")
+    bare = next((folder for folder in candidates if name and folder.is_dir()), None)
+    line = f"no model pack is called {name!r}" if bare is None else f"the folder {bare} holds no {MANIFEST}"
+    raise PackError(line, place="[models] pack", advice=f"known packs: {known}")
 
 
 def find_by_model(model_id: ModelId, named: Iterable[Path], folders: Iterable[Path] = PACK_FOLDERS) -> Path | None:

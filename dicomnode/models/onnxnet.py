@@ -57,9 +57,10 @@ class OnnxNet(nn.Module):
     def __init__(self, path: Path, device: str, side: int) -> None:
         super().__init__()
         options = session_options()
-        providers = ["CPUExecutionProvider"]
-        if device == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            providers.insert(0, "CUDAExecutionProvider")
+        providers: list[str | tuple[str, dict[str, str]]] = ["CPUExecutionProvider"]
+        kind, _, number = device.partition(":")
+        if kind == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": number or "0"}))
         try:
             self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=providers)
         except Exception as exc:  # its classes are of its binary module and derive from Exception alone

@@ -221,6 +221,9 @@ def _network(identity: Mapping[str, Any], tensors: dict[str, Tensor], folder: Pa
     return network
 
 
+_MADE_SO = "make the pack again, or restore it"
+
+
 def _check_golden(network: Callable[[Tensor], Tensor], golden: dict[str, Tensor], folder: Path, device: str) -> None:
     try:
         images, expected = golden["images"], golden["vectors"]
@@ -233,6 +236,11 @@ def _check_golden(network: Callable[[Tensor], Tensor], golden: dict[str, Tensor]
         raise PackError(f"the network cannot compute the golden vectors ({type(e).__name__})", place=str(folder)) from e
     if found.shape != expected.shape:
         raise PackError("does not fit the pack's dimension", place=str(folder / GOLDEN))
+    if not bool(torch.isfinite(expected).all()):
+        raise PackError("holds vectors that are NaN or infinite", place=str(folder / GOLDEN), advice=_MADE_SO)
+    if not bool(torch.isfinite(found).all()):
+        line = "the network's weights, or the vectors that it computes, are NaN or infinite"
+        raise PackError(line, place=str(folder), advice=_MADE_SO)
     worst = float((found * expected).sum(1).min())
     if not worst >= GOLDEN_COS:  # written so that NaN fails too
         raise PackError(

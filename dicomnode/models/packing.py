@@ -34,6 +34,7 @@ from dicomnode.models.manifest import (
     model_id_of,
     read_manifest,
     sha256_of,
+    verify_files,
 )
 from dicomnode.models.pack import PLAIN_SPEC, Pack, load_network, synthetic_images, write_manifest
 from dicomnode.models.preprocess import SIDE
@@ -223,19 +224,33 @@ def _golden(network: nn.Module, images: Tensor, dim: int) -> Tensor:
 def keep_pack(folder: Path, packs: Path) -> Path:
     """A pack's folder below ``packs``, copied there where it is not yet: what has vectors must not go away.
 
+    A copy that is damaged is made anew.
+
     Raises
     ------
     PackError
-        The copy is not what was copied.
+        Another pack has its place, or the copy is not what was copied.
     """
     manifest = read_manifest(folder)
     target = packs / f"{manifest.name}-{manifest.model_id.rpartition(':')[2][:12]}"
-    if not target.exists():
+    damaged = target.exists() and not _is_whole(target)
+    if damaged or not target.exists():
         part = packs / f".{target.name}.part"
         shutil.rmtree(part, ignore_errors=True)
         packs.mkdir(parents=True, exist_ok=True)
         shutil.copytree(folder, part)
+        if damaged:
+            shutil.rmtree(target)
         part.rename(target)
     if read_manifest(target).model_id != manifest.model_id:
         raise PackError("holds another pack than its name says", place=str(target), advice="remove that folder")
     return target
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the files of a pack are those that its manifest names."""
+    try:
+        verify_files(folder, read_manifest(folder))
+    except PackError:
+        return False
+    return True

@@ -25,6 +25,7 @@ from pydicom.pixels.utils import pixel_array
 from dicomnode.errors import InputError
 from dicomnode.models.frames import FrameHeader, frame_header
 from dicomnode.models.headers import READ_ERRORS
+from dicomnode.models.pictures import upright_grey
 
 SIDE = 224  # the side at which the shipped networks were trained
 LUNG_WINDOW = (-600.0, 1500.0)  # centre, width in HU
@@ -196,7 +197,7 @@ def _placed(path: Path, frame: int) -> tuple[Floats, FrameHeader, Dataset, Pixel
 
 
 def prepare_picture(path: Path) -> Prepared:
-    """A PNG, JPEG or WebP picture: grey, both sides scaled to 224, as the networks were trained.
+    """A PNG, JPEG or WebP picture: upright, grey, both sides scaled to 224, as the networks were trained.
 
     Raises
     ------
@@ -207,7 +208,8 @@ def prepare_picture(path: Path) -> Prepared:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large()
-            return whole_picture(_finite(picture_pixels(image)), image)
+            grey = upright_grey(image)
+        return whole_picture(_finite(picture_pixels(grey)), grey)
     except Image.DecompressionBombError as e:  # Pillow's own limit, beyond ours
         raise _too_large() from e
     except (OSError, ValueError, SyntaxError) as e:

@@ -38,6 +38,7 @@ from dicomnode.errors import DicomnodeError, InputError, PackError
 from dicomnode.models.colour import colour_of
 from dicomnode.models.gate import decide
 from dicomnode.models.headers import claim_of
+from dicomnode.models.pictures import upright_grey
 from dicomnode.models.preprocess import is_dicom, picture_pixels, prepare_dicom, prepare_picture
 from dicomnode.workflow.captures import LABELS
 from dicomnode.workflow.context import Context, Progress
@@ -268,11 +269,7 @@ def read_picture(path: Path) -> Grey:
         return np.round(prepare_dicom(path).pixels * 255).astype(np.uint8)
     prepare_picture(path)  # its checks: readable, not too large, not constant
     with Image.open(path) as image:
-        if image.mode.startswith(("I", "F")):  # 16 bits: scaled by their own range, as for the networks
-            values = np.asarray(image, dtype=np.float32)
-            scaled: Grey = np.round((values - values.min()) / (np.ptp(values) or 1) * 255).astype(np.uint8)
-            return scaled
-        return np.asarray(image.convert("L"))
+        return np.asarray(upright_grey(image))
 
 
 def _capture(

@@ -73,6 +73,7 @@ def test_no_control_of_random_weights_where_nothing_can_be_drawn(embedder, tmp_p
     lite = of_checkpoint("Lite0", None, "efficientnet-lite0", 0, {})
     found = evaluate("demo", "Demo", rows, rows, [lite, of_pack("mine", embedder, "a note")])
     assert "control: random weights" not in {m.name for m in found.controls}
+    assert [n for n in found.checks.notes if "random weights, as a network of the kind of Lite0" in n]
     assert found.packs[1].note == "a note"
 
 

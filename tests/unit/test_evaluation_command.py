@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 from evaluation_samples import labelled_folder, write_csv
@@ -72,6 +74,26 @@ def test_tables_of_the_ledger(done):
     assert (folder / "tables" / "labels-curves.png").is_file()
 
 
+def test_the_tables_of_the_pages_are_made_by_the_command_that_they_name(tmp_path):
+    docs = Path(__file__).parents[2] / "docs"
+    lines = (docs / "evaluation.md").read_text("utf-8").splitlines()
+    (line,) = [shlex.split(one, comments=True) for one in lines if one.startswith("    dicomnode evaluate --ledger")]
+    assert line[2:6] == ["--ledger", "docs/evaluation/ledger", "--out", "tables"]
+    said = run("evaluate", "--ledger", docs / "evaluation" / "ledger", "--out", tmp_path / "tables", *line[6:])
+    assert said.code == 0, said.err
+    for made in (tmp_path / "tables").glob("*.[mc]*"):  # tables.md and the curves as CSV
+        assert made.read_bytes() == (docs / "evaluation" / made.name).read_bytes()
+    assert len(list((tmp_path / "tables").glob("*.[mc]*"))) == 6
+
+
+def test_a_row_that_the_ledger_does_not_have_is_named(done):
+    _, folder = done
+    said = run("evaluate", "--ledger", folder / "ledger", "--out", folder / "none", "--pack", "no such row")
+    assert said.code == 1
+    assert "'no such row'" in said.err and "cenet-xception" in said.err
+    assert not (folder / "none").exists()
+
+
 def test_a_pack_of_one_s_own_leaves_the_controls_of_another_in_the_ledger(done, files, tmp_path):
     first, folder = done
     ledger = shutil.copytree(folder / "ledger", tmp_path / "ledger")
@@ -100,7 +122,7 @@ def test_a_second_run_does_not_overwrite(done, files):
     before = (folder / "out" / "evaluation.json").read_bytes()
     said = run("evaluate", "--index", files[0], "--queries", files[1], "--out", folder / "out")
     assert said.code == 1
-    assert "choose another --out" in said.error()
+    assert "choose a new folder for --out" in said.error()
     assert (folder / "out" / "evaluation.json").read_bytes() == before
 
 
@@ -128,6 +150,9 @@ def test_skipped_images_end_with_1_and_figures_of_the_rest(files, tmp_path):
         (["--repository", "--protocol", "in-domain", "--data", "."], "give one of"),
         (["--protocol", "best", "--data", "."], "no protocol is called 'best'"),
         (["--ledger", "x"], "give one of"),
+        (["--repository", "--pack", "cenet-xception", "--seeds", "5"], "without --pack and --seeds"),
+        (["--repository", "--ledger", "x", "--lung-model", "y"], "without --ledger and --lung-model"),
+        (["--ledger", "x", "--out", "y", "--seeds", "2"], "made without --seeds"),
     ],
 )
 def test_wrong_use_is_one_line_and_2(arguments, line, tmp_path):

@@ -70,6 +70,25 @@ class TestLungs:
         assert one.dtype == bool
         assert (one == other).all()
 
+    def test_images_without_a_lung_are_counted(self, images):
+        found = np.zeros((len(images), 224, 224), dtype=bool)
+        found[0, 100:120, 100:120] = True
+        lungs = controls.Lungs(lambda _: found)
+        controls.lungs_masked(images, lungs)
+        assert lungs.without == len(images) - 1
+
+    def test_weights_that_are_no_numbers_find_no_lungs_and_are_refused(self, tmp_path):
+        net = build_cenet("lite0", 1.0, imagenet=False, seed=0)
+        with torch.no_grad():
+            next(net.parameters()).fill_(float("nan"))
+        identity = {"encoder": "lite0", "width": 1.0}
+        torch.save({"identity": identity, "modules": {"cenet": net.state_dict()}}, tmp_path / "a.pt")
+        with pytest.raises(InputError, match="NaN or infinite") as caught:
+            controls.cenet_lungs(tmp_path / "a.pt")
+        assert str(tmp_path / "a.pt") in str(caught.value)
+        with pytest.raises(InputError, match="no such file"):
+            controls.cenet_lungs(tmp_path / "absent.pt")
+
     @pytest.mark.parametrize("content", [{"identity": {}, "modules": {}}, {"weights": 1}, None])
     def test_what_is_no_checkpoint_is_named(self, tmp_path, content):
         path = tmp_path / "x.pt"

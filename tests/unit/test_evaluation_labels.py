@@ -42,6 +42,15 @@ class TestTheFile:
         (tmp_path / "l.csv").write_bytes(b"")
         refused(tmp_path / "l.csv", "column 'path' is missing")
 
+    @pytest.mark.parametrize("name", ["pateint", "Patient", "patients", "PATIENT"])
+    def test_a_column_that_seems_to_mean_the_patient_is_not_passed_over(self, tmp_path, name):
+        path = write_csv(tmp_path / "l.csv", ["path", "label", name], [["a", "x", "p1"], ["b", "y", "p1"]])
+        refused(path, f"column '{name}' is not known and looks like 'patient'")
+
+    def test_beside_the_patient_such_a_column_is_noted(self, tmp_path):
+        _, checks = rows(tmp_path, ["a", "x", "p1", "5"], columns=("path", "label", "patient", "patients"))
+        assert "'patients' is not known" in checks.notes[0]
+
     def test_no_rows(self, tmp_path):
         refused(write_csv(tmp_path / "l.csv", ["path", "label"], []), "holds no rows")
 

@@ -12,9 +12,9 @@ import pytest
 from index_samples import unit
 from PIL import Image
 
-from dicomnode.errors import InputError
+from dicomnode.errors import InputError, StorageFull
 from dicomnode.evaluation import ledger, metrics
-from dicomnode.evaluation.files import check_out, write_evaluation, write_ledger_report
+from dicomnode.evaluation.files import check_out, check_writable, write_evaluation, write_ledger_report
 from dicomnode.evaluation.labels import Checks
 from dicomnode.evaluation.plots import plane
 from dicomnode.evaluation.report import plain_words
@@ -266,6 +266,33 @@ class TestTables:
         one, other = a_table(0.9), a_table(0.4, 1)
         assert apart == pytest.approx(metrics.difference(one, other, "ap")["mean"], abs=2e-4)
 
+    def test_of_two_that_were_trained_the_seeds_that_both_have_are_compared(self, tmp_path):
+        better, worse = a_table(0.9), a_table(0.6, 2)
+        evaluation = an_evaluation()
+        pack = replace(evaluation.packs[0], recipe={"training": {"epochs": 30}})
+        shipped = replace(pack, name="shipped", tables=(better, worse), seeds=(0, 1))
+        once = replace(pack, name="once", tables=(worse,), seeds=(1,))
+        elsewhere = replace(pack, name="elsewhere", tables=(worse,), seeds=(5,))
+        fixed = replace(pack, name="fixed", tables=(worse,), seeds=(0,), recipe={"weights": "of others"})
+        raw = next(m for m in evaluation.controls if m.name == "control: raw 32x32 pixels")
+        made = replace(evaluation, packs=(shipped, once, elsewhere, fixed), controls=(raw,))
+        entries = ledger.entries_of(made)
+        rows = {r.method: r for r in summaries(entries, ["shipped"])}
+        assert rows["once"].differences["ap"]["mean"] == pytest.approx(0, abs=2e-4)
+        by_class = [c.differences["ap"]["mean"] for c in rows["once"].by_class.values()]
+        assert by_class == pytest.approx([0, 0], abs=2e-4)
+        assert rows["once"].of_seeds == (1,)
+        assert (rows["elsewhere"].differences, rows["elsewhere"].of_seeds) == (None, ())
+        both = metrics.mean_of([better, worse])
+        for untrained, table in (("fixed", worse), (raw.name, raw.tables[0])):
+            expected = metrics.difference(both, table, "ap")["mean"]
+            assert rows[untrained].differences["ap"]["mean"] == pytest.approx(expected, abs=2e-4)
+            assert rows[untrained].of_seeds == ()
+        text = markdown(entries, ["shipped"])
+        assert text.count("] (seed 1)") == 2 + 4 and text.count("no seed in common") == 2 + 4
+        (other,) = [r for r in summaries(entries, ["once"]) if r.method == "shipped"]
+        assert other.differences["ap"]["mean"] == pytest.approx(0, abs=2e-4) and other.of_seeds == ()
+
     def test_entries_of_other_queries_are_not_compared(self, folder):
         path = folder / "demo--good--seed7.json"
         entry = json.loads(path.read_text())
@@ -327,12 +354,17 @@ class TestFiles:
     def test_an_evaluation_is_not_overwritten(self, tmp_path):
         found = an_evaluation()
         write_evaluation(tmp_path, found, found.as_json(), "")
-        with pytest.raises(InputError, match="choose another --out"):
+        with pytest.raises(InputError, match="choose a new folder"):
             check_out(tmp_path)
         (tmp_path / "file").touch()
         with pytest.raises(InputError, match="is a file"):
             check_out(tmp_path / "file")
         check_out(tmp_path / "new")
+        (tmp_path / "new" / "curves.png").touch()
+        with pytest.raises(InputError, match=r"not empty: curves\.png"):
+            check_out(tmp_path / "new")
+        with pytest.raises(StorageFull, match="cannot be written to"):
+            check_writable(tmp_path / "file" / "below")
 
     def test_tables_and_figures_of_a_ledger(self, folder, tmp_path):
         for entry in ledger.entries_of(an_evaluation("other")):

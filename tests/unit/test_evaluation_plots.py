@@ -15,7 +15,7 @@ from dicomnode.evaluation.summaries import Summary
 
 def summary(n: int, kind: str) -> Summary:
     curve = {"precision": [0.5] * MAX_K, "recall": [0.1] * MAX_K}
-    return Summary(f"{kind} {n}", kind, (0,), "", {}, {}, None, {}, {"all": curve})
+    return Summary(f"{kind} {n}", kind, (0,), "", {}, {}, None, (), {}, {"all": curve})
 
 
 def test_every_method_of_a_full_table_has_a_look_of_its_own() -> None:

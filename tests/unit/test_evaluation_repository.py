@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 from index_samples import Clusters, catalogue, exclude, open_index, slices
 
+from dicomnode import __version__
 from dicomnode.domain import Case, Finding, FindingStatus, Match, Pseudonym, PseudoUid
 from dicomnode.errors import InputError
+from dicomnode.evaluation.files import write_repository
 from dicomnode.evaluation.labels import TRAINED_ON
 from dicomnode.evaluation.report import render
-from dicomnode.evaluation.repository import Judged, KnownStudy, Pool, evaluate_repository, judge_cases, stored_query
+from dicomnode.evaluation.repository import (
+    Judged,
+    KnownStudy,
+    Pool,
+    evaluate_repository,
+    judge_cases,
+    stored_query,
+    study_points,
+)
 from dicomnode.node import Node
 from dicomnode.testing import sample_repository
 from dicomnode.workflow.asking import ask
@@ -77,6 +87,25 @@ class TestAsQueryRanks:
         assert found["packs"][0]["precision"]["1"]["mean"] == (
             None if macro is None else pytest.approx(macro, abs=1e-4)
         )
+
+    def test_the_page_names_the_model_and_shows_the_cases_as_a_map(self, filled, tmp_path):
+        node, _ = filled
+        studies = [KnownStudy(*row) for row in node.catalogue.known_findings()]
+        result = evaluate_repository(node.index, studies, name="cenet-xception")
+        assert result["packs"][0]["name"] == "cenet-xception"
+        write_repository(tmp_path / "out", result, node.index, studies)
+        assert {p.name for p in (tmp_path / "out").iterdir()} == {
+            "map.png",
+            "map.svg",
+            "report.html",
+            "evaluation.json",
+        }
+        page = (tmp_path / "out" / "report.html").read_text("utf-8")
+        assert page.count("<img") == 1 and node.index.store.model_id in page and "cenet-xception is" in page
+        assert f"by dicomnode {__version__}" in page
+        vectors, labels = study_points(node.index, studies)
+        assert len(vectors) == len(labels) == CASES
+        assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
 
 
 class TestGenerated:

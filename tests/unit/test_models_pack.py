@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from dicomnode.errors import InputError, PackError
 from dicomnode.models import manifest as manifests
-from dicomnode.models.embedder import Embedder, choose_device
+from dicomnode.models.embedder import BATCH_CPU, BATCH_CUDA, Embedder, batch_on, choose_device
 from dicomnode.models.manifest import (
     CARD,
     GOLDEN,
@@ -138,12 +138,23 @@ def test_other_weights_fail_the_golden_vectors(pack: Path) -> None:
         Pack.load(pack)
 
 
-def test_nan_weights_fail_the_golden_vectors(pack: Path) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_told_as_that(pack: Path, value: float) -> None:
     tensors = load_file(pack / WEIGHTS)
-    tensors["compaction.mean"][0] = float("nan")
+    tensors["compaction.mean"][0] = value
     save_file(tensors, pack / WEIGHTS)
     resign(pack)
-    with pytest.raises(PackError, match="golden"):
+    with pytest.raises(PackError, match="NaN or infinite") as caught:
+        Pack.load(pack)
+    assert "device" not in str(caught.value) and "cosine" not in str(caught.value)
+
+
+def test_golden_vectors_that_are_not_finite_are_told_as_that(pack: Path) -> None:
+    tensors = load_file(pack / GOLDEN)
+    tensors["vectors"][0, 0] = float("nan")
+    save_file(tensors, pack / GOLDEN)
+    resign(pack)
+    with pytest.raises(PackError, match=f"{GOLDEN}: holds vectors that are NaN or infinite"):
         Pack.load(pack)
 
 
@@ -192,6 +203,15 @@ def test_packs_are_found_by_name_and_by_folder(built: Path) -> None:
         find_pack("nobody", [built.parent])
     packs, unreadable = list_packs([built.parent])
     assert ([m.name for _, m in packs], unreadable) == (["small"], [])
+
+
+def test_a_folder_without_a_manifest_is_told_from_a_name_that_is_unknown(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    for name, folders in ((str(tmp_path / "bare"), [built.parent]), ("bare", [built.parent, tmp_path])):
+        with pytest.raises(PackError, match=r"bare holds no manifest\.json.*small"):
+            find_pack(name, folders)
+    with pytest.raises(PackError, match="no model pack is called ''"):
+        find_pack("", [built.parent])
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +294,20 @@ def test_a_device_that_is_not_there_is_one_line(built: Path) -> None:
         assert choose_device("auto") == "cpu"
     with pytest.raises(PackError, match="unknown device"):
         Embedder.load(built, "tpu")
+
+
+def test_one_of_several_gpus_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [choose_device(d) for d in ("auto", "cpu", "cuda", "cuda:0", "cuda:1")] == [
+        "cuda", "cpu", "cuda", "cuda:0", "cuda:1",
+    ]  # fmt: skip
+    with pytest.raises(PackError, match="no cuda:2, the last is cuda:1"):
+        choose_device("cuda:2")
+    for wrong in ("cpu:0", "auto:1", "cuda:", "cuda:x"):
+        with pytest.raises(PackError, match="unknown device"):
+            choose_device(wrong)
+    assert (batch_on("cpu"), batch_on("cuda:1")) == (BATCH_CPU, BATCH_CUDA)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -287,6 +287,29 @@ def test_a_pack_is_kept_once_and_found_by_its_model(built: Path, tmp_path: Path)
     assert find_by_model(model_id_of(dict.fromkeys(read_manifest(built).identity)), [], [tmp_path]) is None
 
 
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
+@pytest.mark.parametrize("content", [b"{", None])
+def test_a_kept_pack_that_is_damaged_is_kept_anew(
+    built: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    kept = keep_pack(built, tmp_path)
+    (kept / name).unlink() if content is None else (kept / name).write_bytes(content)
+    assert keep_pack(built, tmp_path) == kept
+    Pack.load(kept)
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_another_pack_in_the_place_of_a_kept_one_is_left_alone(built: Path, tmp_path: Path) -> None:
+    kept = keep_pack(built, tmp_path)
+    raw = json.loads((kept / MANIFEST).read_text())
+    raw["identity"]["calibration"] = "other"
+    raw["model_id"] = model_id_of(raw["identity"])
+    (kept / MANIFEST).write_text(json.dumps(raw))
+    with pytest.raises(PackError, match="holds another pack than its name says"):
+        keep_pack(built, tmp_path)
+    assert read_manifest(kept).model_id == raw["model_id"]
+
+
 def test_a_graph_forgets_what_it_no_longer_needs(module: nn.Module) -> None:
     graph, tensors = captured(module, SIDE)
     network = GraphNet(graph, tensors)

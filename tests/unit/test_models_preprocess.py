@@ -15,16 +15,20 @@ from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from dicomnode.models.frames import frame_header
+from dicomnode.models.pictures import clean_picture
 from dicomnode.models.preprocess import (
     SIDE,
     UnusableImage,
     body_square,
     mask_on_frame,
+    picture_pixels,
     prepare_dicom,
     prepare_dicom_mask,
     prepare_file,
     prepare_picture,
 )
+from dicomnode.models.training.tables import read_upright
+from dicomnode.workflow.labels import read_picture
 
 
 def sample(name: str) -> Path:
@@ -312,6 +316,38 @@ def test_sixteen_bit_pictures_keep_their_contrast(tmp_path: Path) -> None:
     pixels = prepare_picture(tmp_path / "deep.png").pixels
     assert pixels.max() > 0.95
     assert len(np.unique(pixels)) > 100
+
+
+def odd_pictures(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Pictures as telephones and figures come, each with what it shows: upright, transparency on black."""
+    y, x = np.mgrid[0:240, 0:320]
+    shown = ((np.sin(x / 40) + np.cos(y / 30) + 2) * 60).astype(np.uint8)
+    shown[:40] = 0
+    reference, sideways, cut = folder / "shown.png", folder / "sideways.png", folder / "cut.png"
+    Image.fromarray(shown).save(reference)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    Image.fromarray(np.rot90(shown)).save(sideways, exif=exif)
+    bright = np.where(shown == 0, 255, shown).astype(np.uint8)
+    Image.fromarray(np.dstack([bright, bright, bright, np.where(shown == 0, 0, 255).astype(np.uint8)])).save(cut)
+    return {"sideways": (sideways, reference), "cut": (cut, reference)}
+
+
+@pytest.mark.parametrize("kind", ["sideways", "cut"])
+def test_a_picture_is_seen_as_it_is_shown_by_every_way(tmp_path: Path, kind: str) -> None:
+    picture, reference = odd_pictures(tmp_path)[kind]
+    expected = prepare_picture(reference).pixels
+    cleaned = tmp_path / "cleaned.png"
+    clean_picture(picture, cleaned)  # a query
+    ways = {
+        "evaluate": prepare_file(picture).pixels,
+        "query": prepare_picture(cleaned).pixels,
+        "train": read_upright(picture) / 255,
+        "index add": picture_pixels(Image.fromarray(read_picture(picture))),
+    }
+    for way, pixels in ways.items():
+        assert np.abs(pixels - expected).max() <= 1 / 254, way
+    assert prepare_picture(picture).frame == prepare_picture(reference).frame
 
 
 @pytest.mark.parametrize("side", [10_500, 20_000])  # beyond our limit, and beyond Pillow's own

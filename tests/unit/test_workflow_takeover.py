@@ -14,12 +14,13 @@ from workflow_samples import POOLED_DIM, job_of, pooled_pack, process, slice_pic
 from dicomnode.archive import schema as tables
 from dicomnode.domain import PseudoUid, Role
 from dicomnode.errors import Busy, InputError, ModelMismatch, StorageFull
+from dicomnode.evaluation.findings import precision_at
 from dicomnode.index import takeover as index_side
 from dicomnode.models.packing import keep_pack
 from dicomnode.node import ACTIVE_PACK, Node
 from dicomnode.testing import sample_repository, sample_study
 from dicomnode.workflow import takeover
-from dicomnode.workflow.comparing import compare, overlap_at
+from dicomnode.workflow.comparing import Side, compare, overlap_at, random_precision
 from dicomnode.workflow.ingest import add_paths
 from dicomnode.workflow.labels import add_labels
 from dicomnode.workflow.models import Model
@@ -256,13 +257,36 @@ def test_one_takeover_at_a_time(filled: Node) -> None:
 def test_two_models_are_compared_without_changing_anything(filled: Node, new: Model) -> None:
     old = filled.models.active()
     before = keys(filled, old)
-    found = compare(old.context, new.context)
+    one, other = (Side.of(filled.catalogue, filled.objects, model) for model in (old, new))
+    found = compare(one, other)
     assert (found.studies, found.skipped, found.overlap) == (STUDIES, 0, 1.0)  # ten of three are all
-    assert found.precision == (None, None)
+    assert (found.precision, found.random_order, found.notes) == ((None, None), None, [])
     assert (keys(filled, old), keys(filled, new)) == (before, set())
     said = found.as_json([old.model_id, new.model_id])
     assert said["precision_at_10"] == {"one": None, "other": None}
-    assert compare(old.context, old.context).overlap == 1.0
+    assert compare(one, one).overlap == 1.0
+
+
+def test_a_random_order_is_counted_over_labelled_studies_of_other_patients() -> None:
+    a, b, both, unknown = frozenset("a"), frozenset("b"), frozenset("ab"), frozenset[str]()
+    owner = ["p", "p", "q", "r", "s", "t"]
+    stated = [a, b, a, both, b, unknown]
+    shares = [2 / 3, 2 / 3, 2 / 4, 4 / 4, 2 / 4]  # of a study: its patient's own are closed, unknown ones never count
+    assert random_precision(owner, stated) == pytest.approx(np.mean(shares))
+
+
+def test_a_random_order_is_what_drawn_neighbours_reach() -> None:
+    random = np.random.default_rng(0)
+    kinds = [frozenset("a"), frozenset("b"), frozenset("ab"), frozenset[str]()]
+    owner = [f"p{n // 2}" for n in range(80)]
+    stated = [kinds[n] for n in random.integers(0, 4, 80)]
+    drawn = []
+    for _ in range(100):
+        rows = random.standard_normal((80, 64)).astype(np.float32)
+        found = precision_at(rows / np.linalg.norm(rows, axis=1, keepdims=True), owner, stated)
+        assert found is not None
+        drawn.append(found.mean)
+    assert random_precision(owner, stated) == pytest.approx(np.mean(drawn), abs=0.005)
 
 
 def test_overlap_counts_common_neighbours_of_other_patients() -> None:

@@ -28,7 +28,7 @@ from dicomnode.models.training.data import SegmentationData
 from dicomnode.models.training.losses import segmentation_loss
 from dicomnode.models.training.run import PATIENCE, VALIDATION, Run, device_of, epoch_seed, mixed
 from dicomnode.models.training.sources import segmentation_of
-from dicomnode.models.training.splits import too_few, validation_volumes
+from dicomnode.models.training.splits import too_few, volumes_apart
 from dicomnode.models.training.weights import imagenet_state, load_encoder_weights
 
 log = structlog.get_logger(__name__)
@@ -140,7 +140,7 @@ def train_cenet(options: CenetOptions, data: SegmentationData | None = None) -> 
     data = data or segmentation_of(options.data)
     usable = ~data.held_out & data.known.any(1)
     place, share = str(options.data), options.validate
-    validation = validation_volumes(data.volumes[usable], share, options.seed, place) if share else ()
+    validation = volumes_apart(data, usable, share, options.seed, place)
     rows = np.flatnonzero(usable & ~np.isin(data.volumes, validation))
     if len(rows) < options.batch:
         raise too_few(len(rows), options.batch, "slices", place, share, int(usable.sum()) - len(rows))

@@ -44,6 +44,12 @@ def digest_of(arrays: Iterable[npt.NDArray[Any]], words: Iterable[str] = ()) -> 
     return digest.hexdigest()
 
 
+def first_rows(words: npt.NDArray[np.str_]) -> npt.NDArray[np.int64]:
+    """For each word, int [n], the row in which it comes first; -1 for ""."""
+    _, first, inverse = np.unique(words, return_index=True, return_inverse=True)
+    return np.where(words == "", -1, first[inverse]).astype(np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentationData:
     """Slices with outlines: ct-lung-seg, or a site's own.
@@ -55,6 +61,7 @@ class SegmentationData:
     volumes : int [n]; all slices of a volume are on one side of every split.
     held : volumes that are never trained on.
     drawn : bool [n, 2], which masks somebody drew; None: all.
+    patients : str [n], "" where it is not known; None: of no slice. Volumes of one patient are on one side too.
     """
 
     images: Bytes
@@ -62,6 +69,7 @@ class SegmentationData:
     volumes: npt.NDArray[np.int64]
     held: tuple[int, ...] = HELD_OUT_VOLUMES
     drawn: npt.NDArray[np.bool_] | None = None
+    patients: npt.NDArray[np.str_] | None = None
 
     @property
     def held_out(self) -> npt.NDArray[np.bool_]:
@@ -75,8 +83,11 @@ class SegmentationData:
 
     @property
     def fingerprint(self) -> str:
-        """What a run that goes on is compared by: slices, masks, volumes and splits, wherever they lie."""
-        return digest_of([self.images, self.masks, self.volumes, self.held_out, self.known])
+        """What a run that goes on is compared by: slices, masks, volumes, splits and patients (not their names)."""
+        parts: list[npt.NDArray[Any]] = [self.images, self.masks, self.volumes, self.held_out, self.known]
+        if self.patients is not None and self.patients.any():
+            parts.append(first_rows(self.patients))
+        return digest_of(parts)
 
 
 @dataclass(frozen=True, slots=True)

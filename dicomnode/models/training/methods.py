@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dicomnode.errors import InputError, UsageError
-from dicomnode.models.embedder import BATCH_CPU, BATCH_CUDA, Embedder, choose_device
+from dicomnode.models.embedder import Embedder, batch_on, choose_device
 from dicomnode.models.networks import (
     CENetConfig,
     CENetEncoder,
@@ -53,7 +53,7 @@ from dicomnode.models.tensors import standardise
 from dicomnode.models.training.augment import to_unit
 from dicomnode.models.training.build import load_trained
 from dicomnode.models.training.head import MetricHead
-from dicomnode.models.training.run import checkpoint_in, load_checkpoint
+from dicomnode.models.training.run import check_finite, checkpoint_in, load_checkpoint
 from dicomnode.models.training.weights import imagenet_state
 from dicomnode.models.training.xception import load_cenet
 
@@ -94,7 +94,7 @@ def embedding_of(
     Raises
     ------
     InputError
-        No such checkpoint, or one that does not give this method.
+        No such checkpoint, one that does not give this method, or one with weights that are not finite.
     UsageError
         Unknown method, or a parameter that the method needs is missing.
     PackError
@@ -114,6 +114,7 @@ def embedding_of(
         raise InputError("is missing", place=str(path), advice="name a run of 'dicomnode train'")
     state = load_checkpoint(path)
     given = _methods_in(state, path)
+    check_finite(state["modules"], path)
     method = method or given[0]
     if method not in given:
         raise InputError(f"gives {', '.join(given)}, not {method}", place=str(path))
@@ -142,7 +143,7 @@ def _methods_in(state: Mapping[str, Any], path: Path) -> tuple[str, ...]:
 
 def _batched(network: Callable[[Tensor], Tensor], device: str) -> Embedding:
     """A function of images from one of batches [n, 224, 224] -> [n, d] on the device; rows are brought to length 1."""
-    size = BATCH_CUDA if device == "cuda" else BATCH_CPU
+    size = batch_on(device)
 
     def embed(images: Floats) -> Floats:
         if images.ndim != 3 or images.shape[1:] != (SIDE, SIDE):

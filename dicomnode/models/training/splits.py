@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dicomnode.errors import InputError
+from dicomnode.models.training.data import SegmentationData, first_rows
 from dicomnode.models.training.figures import raw_pixels, unit_rows
 
 TWIN_CORRELATION = 0.98
@@ -90,29 +91,83 @@ def validation_rows(
     return chosen
 
 
-def validation_volumes(volumes: Ints, share: float, seed: int, place: str = "") -> tuple[int, ...]:
-    """A seeded choice of whole volumes with about ``share`` of the slices, at least one, never all.
+def units_of(data: SegmentationData) -> Ints:
+    """What must be on one side, int [n]: volumes of one patient, or that share a near-copy, are one unit.
+
+    A unit is named after one of its volumes. Held-out volumes are units of their own: on their side they are already.
+    """
+    units = data.volumes.copy()
+    free = np.flatnonzero(~data.held_out)
+    if not len(free):
+        return units
+    names, index = np.unique(data.volumes[free], return_inverse=True)
+    pairs = near_twins(data.images[free])
+    if data.patients is not None:
+        first = first_rows(data.patients[free])
+        rows = np.flatnonzero(first >= 0)
+        pairs = np.concatenate([pairs, np.stack([first[rows], rows], axis=1)])
+    pairs = pairs[index[pairs[:, 0]] != index[pairs[:, 1]]]
+    roots = joined(np.array([f"{i:08d}" for i in index]), pairs)
+    units[free] = names[roots.astype(np.int64)]
+    return units
+
+
+def volumes_apart(data: SegmentationData, counted: Bools, share: float, seed: int, place: str = "") -> tuple[int, ...]:
+    """The volumes of a site's training part that validate; none where ``share`` is 0.
 
     Parameters
     ----------
+    counted : bool [n], slices that are trained on or validate, and of which the share is; none is held out.
     place : where they are from, for the error.
 
     Raises
     ------
     InputError
-        There is one volume only.
+        As ``validation_volumes``.
     """
+    if not share:
+        return ()
+    free = ~data.held_out
+    return validation_volumes(data.volumes[free], share, seed, place, units=units_of(data)[free], counted=counted[free])
+
+
+def validation_volumes(
+    volumes: Ints,
+    share: float,
+    seed: int,
+    place: str = "",
+    *,
+    units: Ints | None = None,
+    counted: Bools | None = None,
+) -> tuple[int, ...]:
+    """A seeded choice of whole volumes with about ``share`` of the slices, at least one, never all.
+
+    Parameters
+    ----------
+    place : where they are from, for the error.
+    units : int [n], what is chosen as a whole (``units_of``); None: each volume.
+    counted : bool [n], the slices that count; a volume without any goes with its unit. None: all.
+
+    Raises
+    ------
+    InputError
+        There is one volume only, or one unit.
+    """
+    units = volumes if units is None else units
+    counted = np.ones(len(volumes), dtype=np.bool_) if counted is None else counted
     rng = np.random.default_rng([seed, 1_000_003])
-    names = rng.permutation(np.unique(volumes))
+    names = rng.permutation(np.unique(units[counted]))
     if len(names) < 2:
+        one = len(np.unique(volumes[counted])) < 2
+        what = "one volume only" if one else "volumes that are all of one patient, or near-copies of each other"
         raise InputError(
-            "has slices of one volume only: no part of it can validate",
+            f"has slices of {what}: no part of it can validate",
             place=place,
-            advice="add volumes, or train with --validate 0",
+            advice=f"add {'volumes' if one else 'volumes of others'}, or train with --validate 0",
         )
     out: list[int] = []
-    for v in names[:-1]:
-        if out and np.isin(volumes, out).sum() >= share * len(volumes):
+    for unit in names[:-1]:
+        if out and np.isin(units[counted], out).sum() >= share * counted.sum():
             break
-        out.append(int(v))
-    return tuple(sorted(out))
+        out.append(int(unit))
+    return tuple(int(v) for v in np.unique(volumes[np.isin(units, out)]))

@@ -1,7 +1,7 @@
 """A site's own data as CSV, checked before anything is trained or written: one line for each thing that is wrong.
 
 ``LABELS.csv`` (path, label; patient, split optional), a table of outlined slices (path, lung_mask, infection_mask,
-volume; split optional) and one of scans (path, scan, label; patient, split optional). Images are what the node takes:
+volume; patient, split optional) and one of scans (path, scan, label; patient, split optional). Images are what the node takes:
 DICOM, PNG, JPEG, WebP, prepared by the node's own code (pictures upright by EXIF and transparency on black, as uploads
 are). Lines name rows, files and labels; never a patient.
 """
@@ -187,11 +187,10 @@ def _leaks(
     rows: Sequence[tuple[int, Row]],
     groups: npt.NDArray[np.str_],
     splits: npt.NDArray[np.str_],
-    twins: npt.NDArray[np.int64],
     what: str,
     problems: _Problems,
 ) -> None:
-    """Groups, and near-copies, that are in two splits."""
+    """Groups that are in two splits."""
     words = [str(s) for s in splits]
     first: dict[tuple[str, str], int] = {}
     for i, (group, split) in enumerate(zip(groups, words, strict=True)):
@@ -205,6 +204,17 @@ def _leaks(
             problems.lines.append(
                 f"rows {rows[i][0]} and {rows[j][0]} are of one {what} in the splits {words[i]!r} and {words[j]!r}"
             )
+
+
+def _copies_across(
+    rows: Sequence[tuple[int, Row]],
+    groups: npt.NDArray[np.str_],
+    splits: npt.NDArray[np.str_],
+    twins: npt.NDArray[np.int64],
+    problems: _Problems,
+) -> None:
+    """Near-copies of two groups that are in two splits."""
+    words = [str(s) for s in splits]
     for i, j in twins:
         if words[i] != words[j] and groups[i] != groups[j]:
             problems.lines.append(
@@ -252,7 +262,8 @@ def _labelled(path: Path, rows: Sequence[tuple[int, Row]]) -> LabelledData:
     stack, groups = np.stack(images), _groups(rows)
     twins = near_twins(stack)
     if splits is not None:
-        _leaks(rows, groups, splits, twins, "patient", problems)
+        _leaks(rows, groups, splits, "patient", problems)
+        _copies_across(rows, groups, splits, twins, problems)
         lacking = sorted(set(classes) - {str(c) for c in of_training})
         problems.lines += [f"label {c!r} is in no training row" for c in lacking]
         problems.stop()
@@ -267,7 +278,7 @@ def load_slices(path: Path) -> SegmentationData:
     -------
     SegmentationData
         Volumes are numbered as they come. Held out are those of which the column "split" does not say "train"; none
-        without it.
+        without it. Patients are those of a column "patient".
 
     Raises
     ------
@@ -293,13 +304,40 @@ def load_slices(path: Path) -> SegmentationData:
     problems.stop()
     names = list(dict.fromkeys(row["volume"] for _, row in rows))
     volumes = np.array([names.index(row["volume"]) for _, row in rows], dtype=np.int64)
+    _one_patient_each(rows, problems)
     held: tuple[int, ...] = ()
+    stack = np.stack(images)
     if splits is not None:
-        groups = np.array([row["volume"] for _, row in rows])
-        _leaks(rows, groups, splits, near_twins(np.stack(images)), "volume", problems)
-        problems.stop()
+        _volume_leaks(rows, splits, near_twins(stack), problems)
         held = tuple(sorted({int(v) for v in volumes[splits != TRAIN]}))
-    return SegmentationData(np.stack(images), masks, volumes, held, drawn)
+    problems.stop()
+    patients = np.array([row["patient"] for _, row in rows]) if "patient" in rows[0][1] else None
+    return SegmentationData(stack, masks, volumes, held, drawn, patients)
+
+
+def _one_patient_each(rows: Sequence[tuple[int, Row]], problems: _Problems) -> None:
+    """Volumes whose rows name two patients; a row that names none is of its volume's."""
+    first: dict[str, tuple[int, str]] = {}
+    for number, row in rows:
+        if patient := row.get("patient", ""):
+            at, other = first.setdefault(row["volume"], (number, patient))
+            if other != patient:
+                problems.add(number, f"has another patient than row {at} of the same volume")
+
+
+def _volume_leaks(
+    rows: Sequence[tuple[int, Row]], splits: npt.NDArray[np.str_], twins: npt.NDArray[np.int64], problems: _Problems
+) -> None:
+    """Volumes, patients and near-copies that are in two splits; each pair is told once."""
+    named = {row["volume"]: row["patient"] for _, row in rows if row.get("patient")}
+    volumes = np.array([row["volume"] for _, row in rows])
+    patients = np.array([f"p:{named[v]}" if v in named else f"v:{v}" for v in volumes])
+    _leaks(rows, volumes, splits, "volume", problems)
+    across = {v for v in np.unique(volumes) if len(np.unique(splits[volumes == v])) > 1}
+    whole = np.array([v not in across for v in volumes])
+    mine = [row for row, asked in zip(rows, whole, strict=True) if asked]
+    _leaks(mine, patients[whole], splits[whole], "patient", problems)
+    _copies_across(rows, patients, splits, twins, problems)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from dicomnode.models.training.data import LabelledData, SegmentationData
 from dicomnode.models.training.losses import manifold_embedding, segmentation_loss
 from dicomnode.models.training.run import PATIENCE, VALIDATION, Run, device_of, epoch_seed, mixed
 from dicomnode.models.training.sources import is_table, labelled_of, segmentation_of
-from dicomnode.models.training.splits import too_few, validation_volumes
+from dicomnode.models.training.splits import too_few, volumes_apart
 from dicomnode.models.training.xception import split_training
 
 Method = Literal["unet-me", "unet-ml"]
@@ -171,8 +171,7 @@ def _parts(options: UnetOptions, slices: SegmentationData | None, labelled: Labe
         labelled = None
     usable, drawn = ~slices.held_out, slices.known.all(1)
     place, share = str(options.masks or options.data), options.validate
-    volumes = validation_volumes(slices.volumes[usable & drawn], share, options.seed, place) if share else ()
-    apart = np.isin(slices.volumes, volumes)
+    apart = np.isin(slices.volumes, volumes_apart(slices, usable & drawn, share, options.seed, place))
     train, validation = np.flatnonzero(usable & drawn & ~apart), np.flatnonzero(usable & drawn & apart)
     if len(train) < options.batch:
         raise too_few(len(train), options.batch, "outlined slices", place, share, len(validation))
