@@ -53,7 +53,9 @@ Data = Annotated[Path, typer.Option(help="Folder of the data sets, or a table of
 Out = Annotated[
     Path, typer.Option("--out", help="Folder of the run: checkpoint and curves. An interrupted run goes on.")
 ]
-Seed = Annotated[int, typer.Option(help="Draws everything random: the same seed gives the same run.")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, help="Draws everything random: the same seed gives the same run.")
+]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training images.")]
 Validate = Annotated[
     float | None,
@@ -162,8 +164,12 @@ def as_typed(ctx: typer.Context) -> str:
         name, value = str(parameter.name), ctx.params[str(parameter.name)]
         if name in ("config", "json") or (value == parameter.default and name not in ("epochs", "seed")):
             continue
-        told = name.removesuffix("_run").removesuffix("_dir").upper() if isinstance(value, Path) else str(value)
-        words += [parameter.opts[0]] if value is True else [parameter.opts[0], told]
+        if value is True:
+            words.append(parameter.opts[0])
+            continue
+        for one in value if isinstance(value, list | tuple) else [value]:  # an option that may be given again
+            told = name.removesuffix("_run").removesuffix("_dir").upper() if isinstance(one, Path) else str(one)
+            words += [parameter.opts[0], told]
     return " ".join(words)
 
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from training_samples import command, picture, write_csv, write_pictures
+from training_samples import command, picture, slices, write_csv, write_pictures
 
 from dicomnode.errors import InputError
-from dicomnode.models.training.splits import joined, near_twins, validation_rows, validation_volumes
+from dicomnode.models.training import unet as unet_module
+from dicomnode.models.training.data import SegmentationData
+from dicomnode.models.training.splits import (
+    joined,
+    near_twins,
+    units_of,
+    validation_rows,
+    validation_volumes,
+    volumes_apart,
+)
 from dicomnode.models.training.tables import DataProblems, load_labels, load_scans, load_slices, read_upright
+from dicomnode.models.training.unet import UnetOptions
 from dicomnode.testing import sample_study
 
 COLUMNS = ("path", "label", "patient", "split")
@@ -217,6 +228,45 @@ class TestSlices:
         data = load_slices(write_csv(tmp_path / "s.csv", (*self.COLUMNS, "split"), rows))
         assert data.held_out.tolist() == [False, False, False, True]
 
+    PATIENTS = (*COLUMNS, "patient", "split")
+
+    def leaks(self, folder: Path, patients: str, splits: str, volumes: str = "AABC") -> list[str]:
+        """What is wrong with four rows, of each the patient, the split (t: train, v: val) and the volume."""
+        words = {"t": "train", "v": "val"}
+        rows = [
+            (*r[:3], volume, f"Mustermann {p}" if p != " " else "", words[s])
+            for r, p, s, volume in zip(self.rows(folder), patients, splits, volumes, strict=True)
+        ]
+        with pytest.raises(DataProblems) as e:
+            load_slices(write_csv(folder / "s.csv", self.PATIENTS, rows))
+        assert "Mustermann" not in "".join(e.value.problems)
+        return list(e.value.problems)
+
+    def test_a_patient_in_two_splits_is_told_without_the_patient(self, tmp_path: Path) -> None:
+        line = "rows 2 and 5 are of one patient in the splits 'train' and 'val'"
+        assert self.leaks(tmp_path, "1121", "tttv") == [line]
+
+    def test_a_volume_in_two_splits_is_told_once(self, tmp_path: Path) -> None:
+        line = "rows 2 and 3 are of one volume in the splits 'train' and 'val'"
+        assert self.leaks(tmp_path, "1123", "tvtt") == [line]
+
+    def test_a_volume_of_two_patients(self, tmp_path: Path) -> None:
+        line = "row 3: has another patient than row 2 of the same volume"
+        assert self.leaks(tmp_path, "1234", "tttt") == [line]
+
+    def test_patients_are_read_where_they_are_told(self, tmp_path: Path) -> None:
+        columns, rows = (*self.COLUMNS, "patient"), self.rows(tmp_path)
+        without = load_slices(write_csv(tmp_path / "s.csv", self.COLUMNS, rows))
+        assert without.patients is None
+        told = [(*r, p) for r, p in zip(rows, ("X", "", "Y", "X"), strict=True)]
+        data = load_slices(write_csv(tmp_path / "s.csv", columns, told))
+        assert data.patients is not None
+        assert data.patients.tolist() == ["X", "", "Y", "X"]
+        empty = load_slices(write_csv(tmp_path / "s.csv", columns, [(*r, "") for r in rows]))
+        other = [(*r, {"X": "Z"}.get(p, p)) for r, p in zip(rows, ("X", "", "Y", "X"), strict=True)]
+        again = load_slices(write_csv(tmp_path / "s.csv", columns, other))
+        assert data.fingerprint == again.fingerprint != without.fingerprint == empty.fingerprint
+
     def test_a_mask_of_a_dicom_image_is_cut_to_the_body_with_it(self, tmp_path: Path) -> None:
         (dataset,) = sample_study(slices=1)
         dataset.save_as(tmp_path / "slice.dcm", enforce_file_format=True)
@@ -267,6 +317,57 @@ class TestSplits:
         assert len(validation_volumes(volumes, 0.5, 0)) == 2
         with pytest.raises(InputError, match="one volume only"):
             validation_volumes(np.zeros(5, dtype=int), 0.2, 0)
+
+    def test_volumes_of_one_unit_are_on_one_side(self) -> None:
+        volumes = np.repeat(np.arange(6), 4)
+        units = np.array([0, 1, 0, 3, 4, 3])[volumes]
+        for seed in range(12):
+            chosen = set(validation_volumes(volumes, 0.2, seed, units=units))
+            assert chosen & {0, 2} in (set(), {0, 2})
+            assert chosen & {3, 5} in (set(), {3, 5})
+            assert 0 < len(chosen) < 6
+        alone = [validation_volumes(volumes, 0.2, seed) for seed in range(12)]
+        assert alone == [validation_volumes(volumes, 0.2, seed, units=volumes) for seed in range(12)]
+        with pytest.raises(InputError, match="one patient, or near-copies of each other"):
+            validation_volumes(volumes, 0.2, 0, units=np.zeros_like(volumes))
+
+    def test_a_volume_without_what_counts_goes_with_its_unit(self) -> None:
+        volumes, counted = np.repeat(np.arange(4), 2), np.array([True] * 4 + [False] * 2 + [True] * 2)
+        units = np.array([0, 1, 1, 3])[volumes]
+        seen = {validation_volumes(volumes, 0.3, seed, units=units, counted=counted) for seed in range(20)}
+        assert seen == {(0,), (1, 2), (3,)}
+
+    def test_units_are_volumes_that_share_a_near_copy_or_a_patient(self) -> None:
+        images = np.stack([picture(s, (224, 224)) for s in range(10)])
+        images[7] = images[2] // 2 + 40  # volumes 1 and 3
+        volumes, held = np.repeat([7, 1, 5, 3, 9], 2), (9,)
+        masks = np.zeros((10, 2, 1, 1), dtype=bool)
+        data = SegmentationData(images, masks, volumes, held)
+        patients = np.array(["X", "", "", "", "", "X", "Y", "Y", "X", "Z"])
+        assert units_of(data).tolist() == [7, 7, 1, 1, 5, 5, 1, 1, 9, 9]
+        told = replace(data, patients=patients)
+        assert units_of(told).tolist() == [5, 5, 1, 1, 5, 5, 1, 1, 9, 9]
+        for seed in range(8):
+            chosen = set(volumes_apart(told, np.ones(10, dtype=bool), 0.2, seed))
+            assert chosen in ({5, 7}, {1, 3})
+        assert volumes_apart(told, np.ones(10, dtype=bool), 0, 0) == ()
+
+    @pytest.mark.parametrize("of", ["patient", "copy"])
+    def test_no_training_sees_a_patient_or_a_copy_of_what_validates(self, tmp_path: Path, of: str) -> None:
+        data = replace(slices(8, (0, 0, 1, 1, 2, 2, 3, 3)), held=())
+        patients = np.array(["P", "P", "Q", "Q", "R", "R", "P", "P"])
+        if of == "patient":
+            data = replace(data, patients=patients)
+        else:
+            data.images[6] = data.images[1]
+        drawn = np.ones((8, 2), dtype=bool)
+        drawn[6:] = False  # the second stage of unet-me takes it nonetheless
+        data = replace(data, drawn=drawn)
+        for seed in range(6):
+            options = UnetOptions(tmp_path, tmp_path, batch=2, seed=seed, validate=0.2)
+            parts = unet_module._parts(options, data, None)
+            trained = {*patients[parts.train], *patients[parts.unlabelled]}
+            assert not trained & set(patients[parts.validation])
 
     def test_near_copies_join_the_groups_that_hold_them(self) -> None:
         images = np.stack([picture(s, (224, 224)) for s in (1, 2, 3)])

@@ -28,7 +28,7 @@ from dicomnode.models.training.augment import to_unit
 from dicomnode.models.training.card import MODEL_ROW, RAW_ROW, render_card
 from dicomnode.models.training.cenet import build_cenet, dice_by_volume
 from dicomnode.models.training.data import LabelledData, load_covid_ct, load_sars, load_segmentation
-from dicomnode.models.training.run import checkpoint_in, load_checkpoint
+from dicomnode.models.training.run import check_finite, checkpoint_in, load_checkpoint
 
 log = structlog.get_logger(__name__)
 
@@ -120,7 +120,7 @@ def load_trained(
     Raises
     ------
     InputError
-        Not a checkpoint of ``train xception``.
+        Not a checkpoint of ``train xception``, or weights that are not finite.
     """
     state = load_checkpoint(checkpoint)
     try:
@@ -131,6 +131,7 @@ def load_trained(
         network.xception.load_state_dict(state["modules"]["xception"])
     except (KeyError, TypeError, RuntimeError) as e:
         raise InputError("is not a checkpoint of 'train xception'", place=str(checkpoint)) from e
+    check_finite(state["modules"], checkpoint)
     network.encoder = cenet.encoder
     if network.decoder is not None:
         network.decoder.load_state_dict({k: v for k, v in cenet.state_dict().items() if not k.startswith("encoder.")})

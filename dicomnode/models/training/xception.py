@@ -40,7 +40,16 @@ from dicomnode.models.training.cenet import (
 )
 from dicomnode.models.training.data import CLASSES, LabelledData, SegmentationData, digest_of
 from dicomnode.models.training.losses import supervised_contrastive
-from dicomnode.models.training.run import PATIENCE, VALIDATION, Run, device_of, epoch_seed, load_checkpoint, mixed
+from dicomnode.models.training.run import (
+    PATIENCE,
+    VALIDATION,
+    Run,
+    check_finite,
+    device_of,
+    epoch_seed,
+    load_checkpoint,
+    mixed,
+)
 from dicomnode.models.training.sources import is_table, labelled_of, sample_scans, segmentation_of, tell_counts
 from dicomnode.models.training.splits import too_few, validation_rows
 from dicomnode.models.training.tables import load_scans
@@ -143,7 +152,7 @@ def load_cenet(path: Path) -> CENet:
     Raises
     ------
     InputError
-        Not such a checkpoint.
+        Not such a checkpoint, or weights that are not finite.
     """
     if not path.is_file():
         raise InputError("is missing", place=str(path), advice="run 'dicomnode train cenet' first")
@@ -152,8 +161,9 @@ def load_cenet(path: Path) -> CENet:
         identity = state["identity"]
         net = build_cenet(identity["encoder"], identity["width"], imagenet=False, seed=0)
         net.load_state_dict(state["modules"]["cenet"])
-    except (KeyError, RuntimeError) as e:
+    except (KeyError, TypeError, RuntimeError) as e:
         raise InputError("is not a checkpoint of 'train cenet'", place=str(path)) from e
+    check_finite(net.state_dict(), path)
     return net
 
 
@@ -339,7 +349,7 @@ def _epoch(
     if options.freeze:
         net.eval()  # its norms keep their statistics too
     order = batches.rng.permutation(len(batches.labelled.labels))
-    sums = {"classify": 0.0, "contrast": 0.0, "accuracy": 0.0}
+    sums = {"loss": 0.0, "classify": 0.0, "contrast": 0.0, "accuracy": 0.0}
     masked: list[float] = []
     outlines = options.segmentation > 0 and not options.freeze and len(batches.masked_rows) > 0
     for step in range(steps):
@@ -357,7 +367,7 @@ def _epoch(
             part = segmentation_step(net, batches.segmentation, chosen, batches.light)
             masked.append(float(part.item()))
             loss = loss + options.segmentation * part
-        run.step(loss)
+        sums["loss"] += run.step(loss) / steps
         sums["classify"] += float(classify.item()) / steps
         sums["contrast"] += float(contrast.item()) / steps
         sums["accuracy"] += float((logits.argmax(1) == labels).float().mean().item()) / steps
