@@ -287,7 +287,7 @@ def _notes(
             f"fewer than k judged cases came back, though the repository has more: {counts} of"
             f" {len(judged) - alone - unjudged} queries; these have no P@k and nDCG@k, and are in no mean of them"
         )
-    notes.append("map is the average precision of the first 50 cases")
+    notes.append("mAP is the average precision of the first 50 cases")
     notes.append(TRAINED_ON)
     return notes
 
