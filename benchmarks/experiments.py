@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -286,7 +287,10 @@ def main() -> None:
     if args.step in ("all", "measure"):
         measure_all(args.data.resolve(), args.runs, args.ledger, args.only, args.seeds)
     if args.step in ("all", "tables"):
-        print(json.dumps([str(p) for p in write_ledger_report(PAGES, args.ledger, REFERENCES)[1]], indent=1))
+        known = [
+            r for r in REFERENCES if any(file_of(args.ledger, *of).is_file() for of in product(PROTOCOLS, [r], SEEDS))
+        ]
+        print(json.dumps([str(p) for p in write_ledger_report(PAGES, args.ledger, known)[1]], indent=1))
 
 
 if __name__ == "__main__":

@@ -291,7 +291,7 @@ def check_users(node: Node) -> Iterator[Diagnosis]:
         yield Diagnosis("sign-in", State.OK, "none: the web side is this machine's alone")
         return
     try:
-        nobody = _is_fresh(node) or node.users.none_yet()
+        nobody = is_fresh(node) or node.users.none_yet()
     except DicomnodeError as exc:
         yield Diagnosis("sign-in", State.FAIL, _told(exc), exc.advice)
         return
@@ -321,7 +321,7 @@ def check_peers(node: Node) -> Iterator[Diagnosis]:
     yield from results_warnings(node.settings)
 
 
-def _is_fresh(node: Node) -> bool:
+def is_fresh(node: Node) -> bool:
     """Whether there is no catalogue yet; to ask it would make one."""
     return not node.settings.database.url and not (node.data_dir / "catalogue.sqlite3").exists()
 
@@ -408,7 +408,7 @@ def _why_no_case(node: Node, file: Path) -> str:
     from dicomnode.models.manifest import find_pack, read_manifest
     from dicomnode.models.series import choose
 
-    pack = find_pack(node.settings.models.pack, node.pack_folders) if _is_fresh(node) else node.pack_dir
+    pack = find_pack(node.settings.models.pack, node.pack_folders) if is_fresh(node) else node.pack_dir
     found = choose([file], taught=beyond_slices(read_manifest(pack).taught))
     if found.not_searchable is None:
         return ""

@@ -372,9 +372,9 @@ def compare(
 
 def _is_empty(node: Node) -> bool:
     """Whether there are no studies; a catalogue that is not there is not made to ask it."""
-    if not node.settings.database.url and not (node.data_dir / "catalogue.sqlite3").exists():
-        return True
-    return not node.catalogue.study_sources()
+    from dicomnode.doctor import is_fresh
+
+    return is_fresh(node) or not node.catalogue.study_sources()
 
 
 def _print_comparison(found: Comparison, names: tuple[str, str]) -> None:

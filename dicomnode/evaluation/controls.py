@@ -26,7 +26,7 @@ from dicomnode.models.tensors import standardise
 from dicomnode.models.training.build import MASK_DILATION
 from dicomnode.models.training.cenet import build_cenet
 from dicomnode.models.training.figures import raw_pixels, unit_rows
-from dicomnode.models.training.run import load_checkpoint
+from dicomnode.models.training.run import load_checkpoint, not_finite
 
 BINS = 32
 BORDER = 28  # pixels of each side that the border control keeps: an eighth of 224
@@ -144,7 +144,7 @@ def cenet_lungs(checkpoint: Path) -> Callable[[Pixels], Bools]:
         net.load_state_dict(state["modules"]["cenet"])
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as e:
         raise InputError("is not a checkpoint of 'train cenet' or 'train xception'", place=str(checkpoint)) from e
-    if not all(bool(torch.isfinite(w).all()) for w in net.state_dict().values() if w.is_floating_point()):
+    if not_finite(net.state_dict()):
         raise InputError("holds weights that are NaN or infinite", place=str(checkpoint))
     net.eval()
 

@@ -258,7 +258,7 @@ class Run:
         """Stop where an epoch's mean losses (the scaler on CUDA skips single steps) or the weights are not finite."""
         if not all(math.isfinite(value) for value in figures.values()):
             found = "the loss is"
-        elif _not_finite({name: module.state_dict() for name, module in self.modules.items()}):
+        elif not_finite({name: module.state_dict() for name, module in self.modules.items()}):
             found = "the weights are"
         else:
             return
@@ -342,11 +342,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return found
 
 
-def _not_finite(state: Mapping[str, Any]) -> str | None:
+def not_finite(state: Mapping[str, Any]) -> str | None:
     """Name of the first tensor, of a module or of modules by name, that holds NaN or infinity."""
     for name, value in state.items():
         if isinstance(value, Mapping):
-            inner = _not_finite(value)
+            inner = not_finite(value)
             if inner is not None:
                 return f"{name}.{inner}"
         elif isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
@@ -366,7 +366,7 @@ def check_finite(state: Mapping[str, Any], path: Path) -> None:
     InputError
         A value is NaN or infinite.
     """
-    name = _not_finite(state)
+    name = not_finite(state)
     if name is not None:
         raise InputError(f"holds values that are not finite, in {name!r}", place=str(path))
 
